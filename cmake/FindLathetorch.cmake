@@ -1,0 +1,24 @@
+# LibTorch from the pip wheel, without TorchConfig.cmake: that file pulls in CUDA, which a CPU set-up does not have.
+# Input: LATHE_TORCH_ROOT, the site-packages folder that holds torch/ and nvidia/. Output: target lathe::torch.
+if(NOT LATHE_TORCH_ROOT OR NOT EXISTS "${LATHE_TORCH_ROOT}/torch/lib/libtorch_cpu.so")
+  message(FATAL_ERROR "LATHE_TORCH_ROOT='${LATHE_TORCH_ROOT}' holds no torch/lib/libtorch_cpu.so. "
+    "Run 'make setup', or configure with -DLATHE_TORCH=OFF to build only the torch-free modules.")
+endif()
+set(_torch ${LATHE_TORCH_ROOT}/torch)
+add_library(lathe_torch INTERFACE)
+add_library(lathe::torch ALIAS lathe_torch)
+target_include_directories(lathe_torch SYSTEM INTERFACE ${_torch}/include ${_torch}/include/torch/csrc/api/include)
+target_link_directories(lathe_torch INTERFACE ${_torch}/lib)
+target_link_libraries(lathe_torch INTERFACE ${_torch}/lib/libtorch_cpu.so ${_torch}/lib/libc10.so)
+# libtorch_cpu.so carries its own RPATH to libcudart and libcupti; the linker needs to see them once.
+file(GLOB _cu_lib_dirs ${LATHE_TORCH_ROOT}/nvidia/*/lib)
+foreach(_dir ${_cu_lib_dirs})
+  target_link_options(lathe_torch INTERFACE -Wl,-rpath-link,${_dir})
+endforeach()
+# The wheel is built with the new libstdc++ ABI.
+target_compile_definitions(lathe_torch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
+
+file(WRITE ${PROJECT_BINARY_DIR}/torch_pch.cpp "// Exists only so that the precompiled header has a home.\n")
+add_library(lathe_torch_pch STATIC ${PROJECT_BINARY_DIR}/torch_pch.cpp)
+target_link_libraries(lathe_torch_pch PUBLIC lathe_torch)
+target_precompile_headers(lathe_torch_pch PRIVATE <ATen/ATen.h> <torch/csrc/autograd/custom_function.h> <torch/csrc/autograd/autograd.h> <vector> <string> <memory>)

@@ -1,0 +1,45 @@
+# lathe_library(NAME SRCS ... [DEPS ...] [TORCH])   one static library per module, alias lathe::NAME
+# lathe_test(NAME SRCS ... [DEPS ...] [TORCH] [LABEL unit|slow] [ARGS ...])   one gtest program
+#
+# TORCH links LibTorch and reuses one precompiled header for ATen; everything else must build without it.
+
+add_library(lathe_warnings INTERFACE)
+target_compile_options(lathe_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-missing-field-initializers -Werror)
+
+function(lathe_use_torch target)
+  target_link_libraries(${target} PUBLIC lathe::torch)
+  target_precompile_headers(${target} REUSE_FROM lathe_torch_pch)
+endfunction()
+
+function(lathe_library name)
+  cmake_parse_arguments(ARG "TORCH" "" "SRCS;DEPS;PRIVATE_DEPS" ${ARGN})
+  set(target lathe_${name})
+  add_library(${target} STATIC ${ARG_SRCS})
+  add_library(lathe::${name} ALIAS ${target})
+  target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR}/src)
+  target_link_libraries(${target} PUBLIC ${ARG_DEPS} PRIVATE lathe_warnings ${ARG_PRIVATE_DEPS})
+  if(ARG_TORCH)
+    lathe_use_torch(${target})
+  endif()
+endfunction()
+
+function(lathe_test name)
+  cmake_parse_arguments(ARG "TORCH" "LABEL;TIMEOUT" "SRCS;DEPS;ARGS" ${ARGN})
+  if(NOT BUILD_TESTING)
+    return()
+  endif()
+  if(NOT ARG_LABEL)
+    set(ARG_LABEL unit)
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest_main lathe_warnings)
+  target_compile_definitions(${name} PRIVATE LATHE_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  if(ARG_TORCH)
+    lathe_use_torch(${name})
+  endif()
+  add_test(NAME ${name} COMMAND ${name} ${ARG_ARGS})
+  set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT})
+endfunction()
