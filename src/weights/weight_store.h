@@ -1,0 +1,81 @@
+// WeightStore: the one copy of the model's weights.
+//
+// A *parameter* is a tensor as compute uses it, possibly fused from several tensors of the checkpoint: qkv_proj holds
+// q_proj, k_proj and v_proj as consecutive rows, so that one GEMM serves all three. Each *part* is such a checkpoint
+// tensor: a view of consecutive rows. Optimizer and checkpoint see parts; the model sees parameters.
+//
+// Memory:  owned by the store; no weight is ever reallocated or moved (servers hold raw pointers).
+// Threads: the table is immutable after load. The numbers may be read by any thread that holds the Gate shared, and
+//          changed only under the Gate exclusively.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/result.h"
+
+namespace lathe::checkpoint {
+class ModelDir;
+}
+
+namespace lathe::weights {
+
+// A tensor as the checkpoint names it: rows [row_begin, row_begin + rows) of a parameter; all of it for 1-D tensors.
+struct Part {
+  std::string name;  // e.g. model.layers.0.self_attn.k_proj.weight
+  int64_t id = 0;    // position among all parts of the store: the key of random streams and optimizer state
+  int64_t row_begin = 0;
+  int64_t rows = 0;
+  at::Tensor data;  // view into the parameter
+};
+
+struct Parameter {
+  int64_t id = 0;  // position in WeightStore::parameters()
+  std::string name;
+  at::Tensor data;  // [out, in] or [n]; bf16 or fp32
+  std::vector<Part> parts;
+};
+
+// What the model needs: a parameter, the checkpoint tensors it is made of, and the shape each must have.
+struct ParameterSpec {
+  struct PartSpec {
+    std::string name;
+    std::vector<int64_t> shape;
+  };
+  std::string name;
+  std::vector<PartSpec> parts;
+};
+
+class WeightStore {
+ public:
+  // Reads every spec'd tensor into owned memory. Refuses by name: a missing tensor, another shape than expected, a dtype
+  // other than BF16 or F32, parts of one parameter that differ in dtype, NaN or infinite weights.
+  static Result<WeightStore> load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs);
+
+  std::span<const Parameter> parameters() const { return parameters_; }
+  const Parameter& parameter(std::string_view name) const;  // must exist
+  const Part* find_part(std::string_view checkpoint_name) const;  // null if not in the store
+
+  // The live bytes of one part, in checkpoint layout; valid as long as the store. Hold the Gate shared while reading.
+  static std::span<const std::byte> bytes(const Part& part);
+
+  int64_t part_count() const { return part_count_; }
+  int64_t element_count() const { return element_count_; }
+  int64_t byte_count() const { return byte_count_; }
+
+ private:
+  std::vector<Parameter> parameters_;
+  std::unordered_map<std::string, size_t> by_name_;
+  std::unordered_map<std::string, std::pair<size_t, size_t>> part_by_name_;
+  int64_t part_count_ = 0;
+  int64_t element_count_ = 0;
+  int64_t byte_count_ = 0;
+};
+
+}  // namespace lathe::weights
