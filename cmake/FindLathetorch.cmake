@@ -20,5 +20,5 @@ target_compile_definitions(lathe_torch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
 
 file(WRITE ${PROJECT_BINARY_DIR}/torch_pch.cpp "// Exists only so that the precompiled header has a home.\n")
 add_library(lathe_torch_pch STATIC ${PROJECT_BINARY_DIR}/torch_pch.cpp)
-target_link_libraries(lathe_torch_pch PUBLIC lathe_torch)
+target_link_libraries(lathe_torch_pch PUBLIC lathe_torch PRIVATE lathe_warnings)
 target_precompile_headers(lathe_torch_pch PRIVATE <ATen/ATen.h> <torch/csrc/autograd/custom_function.h> <torch/csrc/autograd/autograd.h> <vector> <string> <memory>)

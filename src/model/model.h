@@ -20,6 +20,10 @@
 #include "weights/gradient.h"
 #include "weights/weight_store.h"
 
+namespace lathe::io {
+class Env;
+}
+
 namespace lathe::model {
 
 // Rows [begin, begin + count) of a packed batch are tokens position .. position + count - 1 of one sequence.
@@ -88,6 +92,6 @@ struct LoadedModel {
   std::unique_ptr<weights::WeightStore> store;
   std::unique_ptr<Model> model;
 };
-Result<LoadedModel> load_model(const std::string& directory);
+Result<LoadedModel> load_model(io::Env& env, const std::string& directory);
 
 }  // namespace lathe::model

@@ -52,6 +52,7 @@ class Trainer {
 
  private:
   const model::Model& model_;
+  const weights::WeightStore& store_;
   weights::Gate& gate_;
   optim::Optimizer optimizer_;
 };

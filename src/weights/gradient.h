@@ -44,10 +44,7 @@ class GradientSet final : public GradientSink {
     matrices[table.id].ids.push_back(std::move(ids));
     matrices[table.id].dx.push_back(std::move(dx));
   }
-  void vector(const Parameter& vector, at::Tensor gradient) override {
-    at::Tensor& sum = vectors[vector.id];
-    sum = sum.defined() ? sum + gradient : std::move(gradient);
-  }
+  void vector(const Parameter& vector, at::Tensor gradient) override;  // adds up
 
   std::vector<MatrixGradient> matrices;
   std::vector<at::Tensor> vectors;  // undefined where nothing arrived

@@ -1,0 +1,233 @@
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <utility>
+
+#include "io/env.h"
+
+namespace lathe::io {
+namespace {
+
+Error failed(const char* what, const std::string& path) {
+  const int native = errno;
+  Error error = io_error(std::string("cannot ") + what + " " + path, native);
+  if (native == ENOENT) error.code = Code::kNotFound;
+  return error;
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&&) = delete;
+  int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
+
+ private:
+  int fd_;
+};
+
+Result<Descriptor> open_file(const std::string& path, int flags) {
+  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
+  if (fd < 0) return failed("open", path);
+  return Descriptor(fd);
+}
+
+class PosixMappedFile final : public MappedFile {
+ public:
+  PosixMappedFile(void* data, size_t size) : data_(data), size_(size) {}
+  ~PosixMappedFile() override {
+    if (size_ > 0) ::munmap(data_, size_);
+  }
+  PosixMappedFile(const PosixMappedFile&) = delete;
+  PosixMappedFile& operator=(const PosixMappedFile&) = delete;
+  std::span<const std::byte> bytes() const override { return {static_cast<const std::byte*>(data_), size_}; }
+
+ private:
+  void* data_;
+  size_t size_;
+};
+
+class PosixRandomAccessFile final : public RandomAccessFile {
+ public:
+  PosixRandomAccessFile(Descriptor fd, std::string path, uint64_t size)
+      : fd_(std::move(fd)), path_(std::move(path)), size_(size) {}
+  uint64_t size() const override { return size_; }
+  Status read_at(uint64_t offset, std::span<std::byte> out) const override {
+    while (!out.empty()) {
+      const ssize_t n = ::pread(fd_.get(), out.data(), out.size(), static_cast<off_t>(offset));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return failed("read", path_);
+      if (n == 0) return corruption(path_ + " is truncated: it ends at byte " + std::to_string(offset));
+      out = out.subspan(static_cast<size_t>(n));
+      offset += static_cast<uint64_t>(n);
+    }
+    return {};
+  }
+
+ private:
+  Descriptor fd_;
+  std::string path_;
+  uint64_t size_;
+};
+
+class PosixWritableFile final : public WritableFile {
+ public:
+  PosixWritableFile(Descriptor fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
+  Status append(std::span<const std::byte> bytes) override {
+    while (!bytes.empty()) {
+      const ssize_t n = ::write(fd_.get(), bytes.data(), bytes.size());
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return failed("write", path_);
+      bytes = bytes.subspan(static_cast<size_t>(n));
+    }
+    return {};
+  }
+  Status sync() override { return ::fdatasync(fd_.get()) == 0 ? Status() : Status(failed("sync", path_)); }
+  Status close() override { return ::close(fd_.release()) == 0 ? Status() : Status(failed("close", path_)); }
+
+ private:
+  Descriptor fd_;
+  std::string path_;
+};
+
+class PosixFileLock final : public FileLock {
+ public:
+  explicit PosixFileLock(Descriptor fd) : fd_(std::move(fd)) {}
+
+ private:
+  Descriptor fd_;  // closing it releases the lock
+};
+
+class PosixEnv final : public Env {
+ public:
+  Result<std::unique_ptr<RandomAccessFile>> open_read(const std::string& path) override {
+    Descriptor fd = LATHE_TRY(open_file(path, O_RDONLY));
+    struct ::stat info {};
+    if (::fstat(fd.get(), &info) != 0) return failed("stat", path);
+    return std::unique_ptr<RandomAccessFile>(
+        std::make_unique<PosixRandomAccessFile>(std::move(fd), path, static_cast<uint64_t>(info.st_size)));
+  }
+
+  Result<std::unique_ptr<MappedFile>> map(const std::string& path) override {
+    const Descriptor fd = LATHE_TRY(open_file(path, O_RDONLY));
+    struct ::stat info {};
+    if (::fstat(fd.get(), &info) != 0) return failed("stat", path);
+    const auto size = static_cast<size_t>(info.st_size);
+    void* data = nullptr;
+    if (size > 0) {
+      data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd.get(), 0);
+      if (data == MAP_FAILED) return failed("map", path);
+    }
+    return std::unique_ptr<MappedFile>(std::make_unique<PosixMappedFile>(data, size));
+  }
+
+  Result<std::unique_ptr<WritableFile>> create(const std::string& path) override {
+    Descriptor fd = LATHE_TRY(open_file(path, O_WRONLY | O_CREAT | O_TRUNC));
+    return std::unique_ptr<WritableFile>(std::make_unique<PosixWritableFile>(std::move(fd), path));
+  }
+
+  Status rename(const std::string& from, const std::string& to) override {
+    return ::rename(from.c_str(), to.c_str()) == 0 ? Status() : Status(failed("rename", from + " to " + to));
+  }
+
+  Status link(const std::string& existing, const std::string& name) override {
+    return ::link(existing.c_str(), name.c_str()) == 0 ? Status() : Status(failed("link", existing + " as " + name));
+  }
+
+  Status remove(const std::string& path) override {
+    return ::unlink(path.c_str()) == 0 ? Status() : Status(failed("remove", path));
+  }
+
+  Status create_directories(const std::string& path) override {
+    std::error_code error;
+    std::filesystem::create_directories(path, error);
+    return error ? Status(io_error("cannot create directory " + path, error.value())) : Status();
+  }
+
+  Status sync_directory(const std::string& path) override {
+    const Descriptor fd = LATHE_TRY(open_file(path, O_RDONLY | O_DIRECTORY));
+    return ::fsync(fd.get()) == 0 ? Status() : Status(failed("sync directory", path));
+  }
+
+  Result<FileStat> stat(const std::string& path) override {
+    struct ::stat name {}, target {};
+    if (::lstat(path.c_str(), &name) != 0) return failed("stat", path);
+    if (::stat(path.c_str(), &target) != 0) return failed("stat", path);
+    return FileStat{.size = static_cast<uint64_t>(target.st_size),
+                    .is_directory = S_ISDIR(target.st_mode),
+                    .is_symlink = S_ISLNK(name.st_mode),
+                    .links = static_cast<uint64_t>(target.st_nlink)};
+  }
+
+  Result<std::vector<std::string>> list(const std::string& directory) override {
+    std::vector<std::string> names;
+    std::error_code error;
+    for (std::filesystem::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+      names.push_back(it->path().filename().string());
+    }
+    if (error) return io_error("cannot list " + directory, error.value());
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+  Result<uint64_t> free_space(const std::string& path) override {
+    struct ::statvfs info {};
+    if (::statvfs(path.c_str(), &info) != 0) return failed("ask for the free space at", path);
+    return static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
+  }
+
+  Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {
+    Descriptor fd = LATHE_TRY(open_file(path, O_RDWR | O_CREAT));
+    if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno == EWOULDBLOCK) return Error{Code::kConflict, path + " is locked by another process", EWOULDBLOCK};
+      return failed("lock", path);
+    }
+    return std::unique_ptr<FileLock>(std::make_unique<PosixFileLock>(std::move(fd)));
+  }
+};
+
+}  // namespace
+
+Env& posix_env() {
+  static PosixEnv env;
+  return env;
+}
+
+Result<bool> Env::exists(const std::string& path) {
+  const Result<FileStat> found = stat(path);
+  if (found.ok()) return true;
+  if (found.error().code == Code::kNotFound) return false;
+  return found.error();
+}
+
+Result<std::string> read_text(Env& env, const std::string& path) {
+  const auto file = LATHE_TRY(env.open_read(path));
+  std::string text(file->size(), '\0');
+  LATHE_TRY(file->read_at(0, std::as_writable_bytes(std::span(text))));
+  return text;
+}
+
+Status write_text_atomically(Env& env, const std::string& path, std::string_view text) {
+  const std::string temporary = path + ".lathe-new";
+  const auto file = LATHE_TRY(env.create(temporary));
+  LATHE_TRY(file->append(std::as_bytes(std::span(text))));
+  LATHE_TRY(file->sync());
+  LATHE_TRY(file->close());
+  LATHE_TRY(env.rename(temporary, path));
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  return env.sync_directory(parent.empty() ? "." : parent);
+}
+
+}  // namespace lathe::io

@@ -1,0 +1,29 @@
+#include <fstream>
+#include <sstream>
+
+#include "checkpoint/model_dir.h"
+#include "io/env.h"
+#include "model/model.h"
+
+namespace lathe::model {
+
+Result<LoadedModel> load_model(io::Env& env, const std::string& directory) {
+  const std::string config_text = LATHE_TRY(io::read_text(env, directory + "/config.json"));
+  std::string generation_text;
+  if (LATHE_TRY(env.exists(directory + "/generation_config.json"))) {
+    generation_text = LATHE_TRY(io::read_text(env, directory + "/generation_config.json"));
+  }
+  ModelConfig config = LATHE_TRY(ModelConfig::parse(config_text, generation_text).at(directory));
+  const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env, directory));
+  const auto specs = Model::parameter_specs(config);
+  weights::WeightStore loaded = LATHE_TRY(weights::WeightStore::load(dir, specs).at(directory));
+  if (config.tie_embeddings && dir.find("lm_head.weight")) {
+    return invalid_argument(directory + ": config.json says tie_word_embeddings, but the checkpoint has its own lm_head.weight");
+  }
+  LoadedModel out;
+  out.store = std::make_unique<weights::WeightStore>(std::move(loaded));
+  out.model = std::make_unique<Model>(std::move(config), *out.store);
+  return out;
+}
+
+}  // namespace lathe::model

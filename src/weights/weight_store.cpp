@@ -1,0 +1,117 @@
+#include "weights/weight_store.h"
+
+#include <ATen/ATen.h>
+
+#include <cstring>
+
+#include "checkpoint/model_dir.h"
+
+namespace lathe::weights {
+namespace {
+
+std::string shape_text(std::span<const int64_t> shape) {
+  std::string text = "[";
+  for (const int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
+
+Result<at::ScalarType> scalar_type(const checkpoint::TensorInfo& info) {
+  switch (info.dtype) {
+    case checkpoint::Dtype::kBF16: return at::kBFloat16;
+    case checkpoint::Dtype::kF32: return at::kFloat;
+    default:
+      return unsupported("tensor " + info.name + " has dtype " + std::string(checkpoint::dtype_name(info.dtype)) +
+                         "; weights must be BF16 or F32");
+  }
+}
+
+// The checkpoint's entry for a part, with the shape the model needs.
+Result<const checkpoint::TensorInfo*> find(const checkpoint::ModelDir& dir, const ParameterSpec::PartSpec& part) {
+  const checkpoint::TensorInfo* info = dir.find(part.name);
+  if (!info) return invalid_argument("the checkpoint has no tensor " + part.name + ", which config.json calls for");
+  if (info->shape != part.shape) {
+    return invalid_argument("tensor " + part.name + " has shape " + shape_text(info->shape) + "; config.json calls for " +
+                            shape_text(part.shape));
+  }
+  return info;
+}
+
+// Whether any number is NaN or infinite: of either dtype, exponent bits all ones.
+template <class Word>
+bool all_finite(const std::byte* bytes, size_t size, Word exponent_mask) {
+  bool finite = true;
+  for (size_t i = 0; i < size; i += sizeof(Word)) {
+    Word word;
+    std::memcpy(&word, bytes + i, sizeof word);
+    finite &= (word & exponent_mask) != exponent_mask;
+  }
+  return finite;
+}
+
+bool all_finite(const at::Tensor& t) {
+  const auto* bytes = static_cast<const std::byte*>(t.const_data_ptr());
+  return t.scalar_type() == at::kFloat ? all_finite<uint32_t>(bytes, t.nbytes(), 0x7F800000U)
+                                       : all_finite<uint16_t>(bytes, t.nbytes(), 0x7F80U);
+}
+
+// Allocates the parameter and copies its parts in, one after the other.
+Result<Parameter> read_parameter(const checkpoint::ModelDir& dir, const ParameterSpec& spec) {
+  Parameter parameter{.name = spec.name};
+  const auto* first = LATHE_TRY(find(dir, spec.parts.front()));
+  const at::ScalarType dtype = LATHE_TRY(scalar_type(*first));
+  std::vector<int64_t> shape = first->shape;
+  shape[0] = 0;
+  for (const auto& part : spec.parts) shape[0] += part.shape[0];
+  parameter.data = at::empty(shape, at::TensorOptions().dtype(dtype));
+  int64_t row = 0;
+  for (const auto& part : spec.parts) {
+    const auto* info = LATHE_TRY(find(dir, part));
+    if (info->dtype != first->dtype) {
+      return unsupported("tensors " + first->name + " and " + info->name + " have different dtypes; Lathe keeps them in one matrix");
+    }
+    const at::Tensor view = parameter.data.narrow(0, row, part.shape[0]);
+    LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(view.mutable_data_ptr()), view.nbytes()}));
+    if (!all_finite(view)) return corruption("tensor " + part.name + " holds NaN or infinite values; the checkpoint is damaged");
+    parameter.parts.push_back({.name = part.name, .row_begin = row, .rows = part.shape[0], .data = view});
+    row += part.shape[0];
+  }
+  return parameter;
+}
+
+}  // namespace
+
+Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs) {
+  WeightStore store;
+  store.parameters_.reserve(specs.size());
+  for (const ParameterSpec& spec : specs) {
+    Parameter parameter = LATHE_TRY(read_parameter(dir, spec));
+    parameter.id = static_cast<int64_t>(store.parameters_.size());
+    for (size_t p = 0; p < parameter.parts.size(); ++p) {
+      parameter.parts[p].id = store.part_count_++;
+      store.part_by_name_[parameter.parts[p].name] = {store.parameters_.size(), p};
+    }
+    store.element_count_ += parameter.data.numel();
+    store.byte_count_ += static_cast<int64_t>(parameter.data.nbytes());
+    store.by_name_[parameter.name] = store.parameters_.size();
+    store.parameters_.push_back(std::move(parameter));
+  }
+  return store;
+}
+
+const Parameter& WeightStore::parameter(std::string_view name) const {
+  const auto found = by_name_.find(std::string(name));
+  LATHE_CHECK(found != by_name_.end());
+  return parameters_[found->second];
+}
+
+const Part* WeightStore::find_part(std::string_view checkpoint_name) const {
+  const auto found = part_by_name_.find(std::string(checkpoint_name));
+  if (found == part_by_name_.end()) return nullptr;
+  return &parameters_[found->second.first].parts[found->second.second];
+}
+
+std::span<const std::byte> WeightStore::bytes(const Part& part) {
+  return {static_cast<const std::byte*>(part.data.const_data_ptr()), part.data.nbytes()};
+}
+
+}  // namespace lathe::weights
