@@ -94,10 +94,15 @@ at::Tensor inverse_frequencies(const ModelConfig& c) {
 
 std::vector<ParameterSpec> Model::parameter_specs(const ModelConfig& config) {
   std::vector<ParameterSpec> specs;
-  specs.push_back(single(kEmbedding, {config.vocab_size, config.hidden_size}));
+  const auto table = [&](const char* name) {
+    ParameterSpec spec = single(name, {config.vocab_size, config.hidden_size});
+    spec.vocabulary = true;
+    return spec;
+  };
+  specs.push_back(table(kEmbedding));
   for (int64_t layer = 0; layer < config.layers; ++layer) add_layer_specs(config, layer, specs);
   specs.push_back(single(kFinalNorm, {config.hidden_size}));
-  if (!config.tie_embeddings) specs.push_back(single(kHead, {config.vocab_size, config.hidden_size}));
+  if (!config.tie_embeddings) specs.push_back(table(kHead));
   return specs;
 }
 

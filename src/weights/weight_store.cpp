@@ -56,7 +56,7 @@ bool all_finite(const at::Tensor& t) {
 
 // Allocates the parameter and copies its parts in, one after the other.
 Result<Parameter> read_parameter(const checkpoint::ModelDir& dir, const ParameterSpec& spec) {
-  Parameter parameter{.name = spec.name};
+  Parameter parameter{.name = spec.name, .vocabulary = spec.vocabulary};
   const auto* first = LATHE_TRY(find(dir, spec.parts.front()));
   const at::ScalarType dtype = LATHE_TRY(scalar_type(*first));
   std::vector<int64_t> shape = first->shape;

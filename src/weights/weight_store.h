@@ -38,7 +38,8 @@ struct Part {
 struct Parameter {
   int64_t id = 0;  // position in WeightStore::parameters()
   std::string name;
-  at::Tensor data;  // [out, in] or [n]; bf16 or fp32
+  bool vocabulary = false;  // embedding or head: one row per token
+  at::Tensor data;          // [out, in] or [n]; bf16 or fp32
   std::vector<Part> parts;
 };
 
@@ -50,6 +51,7 @@ struct ParameterSpec {
   };
   std::string name;
   std::vector<PartSpec> parts;
+  bool vocabulary = false;
 };
 
 class WeightStore {

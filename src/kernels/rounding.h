@@ -1,0 +1,54 @@
+// The last step of every update: W <- round(W - step * U - decay * W), one rounding for update and decay together.
+//
+// bf16 weights have no fp32 master. Rounding to nearest would lose every change under half a unit in the last place, which
+// at usual learning rates is ~98 % of them; stochastic rounding keeps the expectation exact: 16 random bits are added below
+// the kept ones and the sum is truncated.
+//
+// Random bits: Philox4x32-10 with key (seed, stream) and a counter made of element and step. Elements come in groups of
+//              512; group g owns counters 64 g .. 64 g + 63; with the four output words of those 64 blocks laid out word by
+//              word as 256 32-bit numbers, element e of the group takes half e % 2 (low first) of number e / 2.
+// Memory:      in place; nothing is allocated.
+// Threads:     pure on their ranges; ranges of one tensor may be updated concurrently.
+#pragma once
+
+#include <cstdint>
+
+namespace lathe::kernels {
+
+enum class Rounding { kStochastic, kNearest };
+
+struct Update {
+  float step = 0;   // multiplies U
+  float decay = 0;  // multiplies W
+  Rounding rounding = Rounding::kStochastic;
+  uint32_t seed = 0;
+  uint32_t stream = 0;       // which tensor
+  uint32_t update_index = 0;  // which update of it
+};
+
+// What became of an update of n elements: d is the intended change, Δ the realised one.
+struct UpdateStats {
+  int64_t elements = 0;
+  int64_t changed = 0;
+  double intended_squared = 0;  // Σ d²
+  double realised_dot = 0;      // Σ d Δ; the ratio of the two is 1 where nothing is lost
+  void operator+=(const UpdateStats& other) {
+    elements += other.elements;
+    changed += other.changed;
+    intended_squared += other.intended_squared;
+    realised_dot += other.realised_dot;
+  }
+};
+
+// Elements first .. first + n - 1 of a tensor; w and u point to element `first`. NaN and infinite results are kept as they
+// are, and a finite result never becomes infinite.
+UpdateStats update_bf16(uint16_t* w, const float* u, int64_t first, int64_t n, const Update& update);
+UpdateStats update_bf16(uint16_t* w, const uint16_t* u_bf16, int64_t first, int64_t n, const Update& update);
+// fp32 weights: no rounding beyond fp32's own.
+UpdateStats update_fp32(float* w, const float* u, int64_t n, const Update& update);
+
+// Standard normal numbers: element i of stream `stream` is a pure function of (seed, stream, i). Box-Muller on the two
+// 32-bit halves of a Philox block: words 0, 1 give elements 4b, 4b + 1, words 2, 3 give 4b + 2, 4b + 3.
+void normal_numbers(float* out, int64_t n, uint32_t seed, uint32_t stream, uint32_t epoch);
+
+}  // namespace lathe::kernels
