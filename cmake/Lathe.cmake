@@ -3,6 +3,19 @@
 #
 # TORCH links LibTorch and reuses one precompiled header for ATen; everything else must build without it.
 
+# ccache must be told that a precompiled header is only used as one, or it caches nothing that uses it; and to see the same paths
+# in every clone. A launcher of the caller's own is left alone.
+find_program(LATHE_CCACHE ccache)
+if(LATHE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros CCACHE_NOHASHDIR=1
+      CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} ${LATHE_CCACHE})
+  add_compile_options($<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fpch-preprocess>)
+endif()
+find_program(LATHE_MOLD mold)
+if(LATHE_MOLD)
+  add_link_options(-fuse-ld=mold)
+endif()
+
 add_library(lathe_warnings INTERFACE)
 target_compile_options(lathe_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-missing-field-initializers -Werror)
 

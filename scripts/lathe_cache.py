@@ -115,7 +115,8 @@ def ensure(folder, key, make, every_byte=False):
 def pip(python, *arguments, scratch):
     """Runs pip, with its temporary files in `scratch` (/tmp may be small) and no second copy in pip's own cache."""
     scratch.mkdir(parents=True, exist_ok=True)
-    command = [python, "-m", "pip", "--no-cache-dir", "--disable-pip-version-check", "-q", *map(str, arguments)]
+    quiet = [] if sys.stderr.isatty() else ["-q"]  # a person sees pip's progress bars
+    command = [python, "-m", "pip", "--no-cache-dir", "--disable-pip-version-check", *quiet, *map(str, arguments)]
     try:
         subprocess.run(command, check=True, env={**os.environ, "TMPDIR": str(scratch)}, stdout=sys.stderr)
     except subprocess.CalledProcessError as failed:

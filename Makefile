@@ -1,0 +1,33 @@
+# Everything a person types. The work is in scripts/ and CMakePresets.json.
+.DEFAULT_GOAL := help
+.PHONY: setup build test demo test-reference bench format lint clean help
+
+setup:           ## install what is missing: packages, LibTorch, the model (VERIFY=1 re-reads every cached byte)
+	@scripts/setup.sh $(if $(VERIFY),--verify)
+
+build: setup     ## build everything into build/
+	@scripts/build.sh cpu
+
+test: build      ## build and run every test
+	@scripts/test.sh cpu
+
+demo: build      ## teach a served model a fact, and undo it
+	@scripts/demo.sh
+
+test-reference: build  ## compare with transformers (own environment in the cache, about 600 MB more)
+	@tests/reference/run.sh
+
+bench: build     ## measure speed and memory beside transformers
+	@bench/run.sh
+
+format:          ## apply clang-format
+	@scripts/format.sh
+
+lint:            ## clang-format check, include layers, clang-tidy on the modules without torch
+	@scripts/lint.sh
+
+clean:           ## remove the build folders (the cache stays)
+	@rm -rf build build-core build-core-asan build-core-tsan build-tidy
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
