@@ -1,5 +1,17 @@
 # LibTorch from the pip wheel, without TorchConfig.cmake: that file pulls in CUDA, which a CPU set-up does not have.
-# Input: LATHE_TORCH_ROOT, the site-packages folder that holds torch/ and nvidia/. Output: target lathe::torch.
+# Input: LATHE_TORCH_ROOT, the folder that holds torch/ and nvidia/: as a CMake variable, from the environment, or where
+# scripts/fetch_libtorch.py leaves it. Output: target lathe::torch.
+if(NOT LATHE_TORCH_ROOT)
+  if(DEFINED ENV{LATHE_TORCH_ROOT})
+    set(LATHE_TORCH_ROOT "$ENV{LATHE_TORCH_ROOT}")
+  else()
+    set(_cache "$ENV{LATHE_CACHE}")
+    if(NOT _cache)
+      set(_cache "$ENV{HOME}/.cache/lathe")
+    endif()
+    set(LATHE_TORCH_ROOT "${_cache}/libtorch-2.11.0-${CMAKE_HOST_SYSTEM_PROCESSOR}")
+  endif()
+endif()
 if(NOT LATHE_TORCH_ROOT OR NOT EXISTS "${LATHE_TORCH_ROOT}/torch/lib/libtorch_cpu.so")
   message(FATAL_ERROR "LATHE_TORCH_ROOT='${LATHE_TORCH_ROOT}' holds no torch/lib/libtorch_cpu.so. "
     "Run 'make setup', or configure with -DLATHE_TORCH=OFF to build only the torch-free modules.")
