@@ -27,6 +27,9 @@ file(GLOB _cu_lib_dirs ${LATHE_TORCH_ROOT}/nvidia/*/lib)
 foreach(_dir ${_cu_lib_dirs})
   target_link_options(lathe_torch INTERFACE -Wl,-rpath-link,${_dir})
 endforeach()
+# at::parallel_for is a template over OpenMP: without this flag it silently runs on one thread. The wheel brings the run-time.
+target_compile_options(lathe_torch INTERFACE -fopenmp)
+target_link_libraries(lathe_torch INTERFACE ${_torch}/lib/libgomp.so.1)
 # The wheel is built with the new libstdc++ ABI.
 target_compile_definitions(lathe_torch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
 

@@ -64,22 +64,48 @@ inline uint32_t round_with(uint32_t bits, uint32_t noise) {
   return nan ? 0x7FC0U : kept >> 16;
 }
 
-// w[i] <- round(w[i] - step u[i] - decay w[i]), i < n <= kGroup. `noise` is what round_with adds to each element.
+constexpr int64_t kLanes = 32;
+
+// Sums per lane: a single running sum would forbid vector code, since floating-point addition may not be reordered.
+struct LaneSums {
+  int32_t changed[kLanes] = {};
+  float squared[kLanes] = {}, dot[kLanes] = {};
+};
+
+// w <- round(w - step u - decay w) for one element; `noise` is what round_with adds.
+template <class U>
+[[gnu::always_inline]] inline void update_element(uint16_t& w, U u, uint32_t noise, float step, float decay, int32_t& changed,
+                                                  float& squared, float& dot) {
+  const float before = widen(w);
+  const float intended = -(step * widen(u) + decay * before);
+  const auto after = static_cast<uint16_t>(round_with(std::bit_cast<uint32_t>(before + intended), noise));
+  changed += after != w ? 1 : 0;
+  squared += intended * intended;
+  dot += intended * (widen(after) - before);
+  w = after;
+}
+
+// n <= kGroup elements.
 template <class U>
 [[gnu::always_inline]] inline UpdateStats update_run(uint16_t* __restrict w, const U* __restrict u, const uint32_t* __restrict noise,
                                                      int64_t n, float step, float decay) {
-  int32_t changed = 0;
-  float squared = 0, dot = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float before = widen(w[i]);
-    const float intended = -(step * widen(u[i]) + decay * before);
-    const auto after = static_cast<uint16_t>(round_with(std::bit_cast<uint32_t>(before + intended), noise[i]));
-    changed += after != w[i] ? 1 : 0;
-    squared += intended * intended;
-    dot += intended * (widen(after) - before);
-    w[i] = after;
+  LaneSums sums;
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) {
+      update_element(w[i + l], u[i + l], noise[i + l], step, decay, sums.changed[l], sums.squared[l], sums.dot[l]);
+    }
   }
-  return {n, changed, squared, dot};
+  for (int64_t i = whole; i < n; ++i) {
+    update_element(w[i], u[i], noise[i], step, decay, sums.changed[i - whole], sums.squared[i - whole], sums.dot[i - whole]);
+  }
+  UpdateStats stats{.elements = n};
+  for (int64_t l = 0; l < kLanes; ++l) {
+    stats.changed += sums.changed[l];
+    stats.intended_squared += static_cast<double>(sums.squared[l]);
+    stats.realised_dot += static_cast<double>(sums.dot[l]);
+  }
+  return stats;
 }
 
 LATHE_CLONES UpdateStats update_group(uint16_t* w, const float* u, const uint32_t* noise, int64_t n, float step, float decay) {

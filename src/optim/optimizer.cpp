@@ -19,7 +19,7 @@ using weights::Part;
 namespace {
 
 // Elements of a tile: its gradient, moments and weights stay in the second-level cache.
-constexpr int64_t kTileElements = 64 * 1024;
+constexpr int64_t kTileElements = 256 * 1024;
 
 // First and second moments of plain AdamW, fp32, shaped like their tensor.
 struct AdamState {
@@ -166,7 +166,7 @@ void direction_tile(const MatrixStep& step, AdamState& adam, const OptimizerConf
 
 UpdateStats commit_matrix(const MatrixStep& step, AdamState& adam, const OptimizerConfig& config, const Update& update) {
   const int64_t a = step.gradient.rows(), b = step.gradient.columns();
-  const bool wide = config.method == Method::kAdamW || step.gradient.has_lookup();
+  const bool wide = config.method == Method::kAdamW;
   const auto options = at::TensorOptions().dtype(wide ? at::kFloat : step.gradient.dtype());
   const int64_t tile_rows = std::max<int64_t>(1, kTileElements / b);
   UpdateStats total;
