@@ -1,0 +1,194 @@
+#include "store/store.h"
+
+#include <sqlite3.h>
+
+#include <chrono>
+#include <mutex>
+#include <variant>
+
+namespace lathe::store {
+namespace {
+
+using Value = std::variant<int64_t, double, std::string>;
+
+// Schema n is reached from n - 1 by kMigrations[n - 1]. Never edit an entry that was released; add one.
+constexpr const char* kMigrations[] = {
+    R"(CREATE TABLE examples(id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE, job_id TEXT NOT NULL, created_at REAL NOT NULL);
+       CREATE TABLE jobs(id TEXT PRIMARY KEY, state TEXT NOT NULL, request TEXT NOT NULL, result TEXT NOT NULL, created_at REAL NOT NULL,
+                         finished_at REAL NOT NULL);
+       CREATE TABLE versions(version INTEGER PRIMARY KEY, job_id TEXT NOT NULL, created_at REAL NOT NULL, loss REAL NOT NULL,
+                             learning_rate REAL NOT NULL, changed_fraction REAL NOT NULL, synced INTEGER NOT NULL);
+       CREATE INDEX jobs_by_time ON jobs(created_at);)",
+};
+constexpr int64_t kSchema = std::size(kMigrations);
+
+double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+
+// One prepared statement with its values bound. Columns are read as they are asked for.
+class Statement {
+ public:
+  Statement(sqlite3* db, const char* sql, std::vector<Value> values) : db_(db) {
+    if (sqlite3_prepare_v2(db, sql, -1, &statement_, nullptr) != SQLITE_OK) return;
+    int index = 1;
+    for (const Value& value : values) bind(index++, value);
+  }
+  ~Statement() { sqlite3_finalize(statement_); }
+  Statement(const Statement&) = delete;
+  Statement& operator=(const Statement&) = delete;
+
+  // Whether there is a (further) row.
+  Result<bool> step() {
+    const int code = statement_ ? sqlite3_step(statement_) : sqlite3_errcode(db_);
+    if (code == SQLITE_ROW) return true;
+    if (code == SQLITE_DONE) return false;
+    const bool damaged = code == SQLITE_CORRUPT || code == SQLITE_NOTADB;
+    return Error{damaged ? Code::kCorruption : Code::kIo, std::string("database: ") + sqlite3_errmsg(db_), code};
+  }
+  int64_t integer(int column) const { return sqlite3_column_int64(statement_, column); }
+  double real(int column) const { return sqlite3_column_double(statement_, column); }
+  std::string text(int column) const {
+    const auto* bytes = reinterpret_cast<const char*>(sqlite3_column_text(statement_, column));
+    return bytes ? std::string(bytes, static_cast<size_t>(sqlite3_column_bytes(statement_, column))) : std::string();
+  }
+
+ private:
+  void bind(int index, const Value& value) {
+    if (const auto* integer = std::get_if<int64_t>(&value)) {
+      sqlite3_bind_int64(statement_, index, *integer);
+    } else if (const auto* real = std::get_if<double>(&value)) {
+      sqlite3_bind_double(statement_, index, *real);
+    } else {
+      const auto& text = std::get<std::string>(value);
+      sqlite3_bind_text(statement_, index, text.data(), static_cast<int>(text.size()), SQLITE_TRANSIENT);
+    }
+  }
+
+  sqlite3* db_;
+  sqlite3_stmt* statement_ = nullptr;
+};
+
+}  // namespace
+
+struct Store::State {
+  std::mutex mutex;  // guards db
+  sqlite3* db = nullptr;
+  ~State() { sqlite3_close(db); }
+
+  Status run(const char* sql, std::vector<Value> values = {}) {
+    Statement statement(db, sql, std::move(values));
+    while (LATHE_TRY(statement.step())) {
+    }
+    return {};
+  }
+
+  Status script(const std::string& sql) {
+    if (sqlite3_exec(db, sql.c_str(), nullptr, nullptr, nullptr) == SQLITE_OK) return {};
+    const int code = sqlite3_errcode(db);
+    return Error{code == SQLITE_NOTADB || code == SQLITE_CORRUPT ? Code::kCorruption : Code::kIo,
+                 std::string("database: ") + sqlite3_errmsg(db), code};
+  }
+
+  Result<int64_t> number(const char* sql, std::vector<Value> values = {}) {
+    Statement statement(db, sql, std::move(values));
+    if (!LATHE_TRY(statement.step())) return int64_t{0};
+    return statement.integer(0);
+  }
+
+  Status migrate() {
+    const int64_t schema = LATHE_TRY(number("PRAGMA user_version"));
+    if (schema > kSchema) return unsupported("it was written by a newer version of lathe (schema " + std::to_string(schema) + ")");
+    for (int64_t next = schema; next < kSchema; ++next) {
+      LATHE_TRY(script("BEGIN;" + std::string(kMigrations[next]) + "PRAGMA user_version=" + std::to_string(next + 1) + ";COMMIT;"));
+    }
+    return {};
+  }
+};
+
+Store::Store(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Store::~Store() = default;
+
+Result<std::unique_ptr<Store>> Store::open(const std::string& path) {
+  auto state = std::make_unique<State>();
+  if (sqlite3_open_v2(path.c_str(), &state->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr) != SQLITE_OK) {
+    return Error{Code::kIo, "cannot open " + path + ": " + sqlite3_errmsg(state->db)};
+  }
+  sqlite3_busy_timeout(state->db, 5000);
+  LATHE_TRY(state->script("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;").at(path));
+  LATHE_TRY(state->migrate().at(path));
+  LATHE_TRY(state->run("UPDATE jobs SET state='failed', result='{\"error\":\"interrupted\"}', finished_at=? WHERE state IN ('queued','running')", {now()}));
+  return std::unique_ptr<Store>(new Store(std::move(state)));
+}
+
+Result<int64_t> Store::add_example(const std::string& content_json, const std::string& job_id) {
+  const std::lock_guard hold(state_->mutex);
+  LATHE_TRY(state_->run("INSERT INTO examples(content, job_id, created_at) VALUES(?,?,?) ON CONFLICT(content) DO NOTHING", {content_json, job_id, now()}));
+  return state_->number("SELECT id FROM examples WHERE content=?", {content_json});
+}
+
+Result<int64_t> Store::example_count() {
+  const std::lock_guard hold(state_->mutex);
+  return state_->number("SELECT count(*) FROM examples");
+}
+
+Status Store::add_job(const Job& job) {
+  const std::lock_guard hold(state_->mutex);
+  return state_->run("INSERT INTO jobs(id, state, request, result, created_at, finished_at) VALUES(?,?,?,'',?,0)",
+                     {job.id, job.state, job.request_json, now()});
+}
+
+Status Store::set_job(const std::string& id, const std::string& state, const std::string& result_json) {
+  const std::lock_guard hold(state_->mutex);
+  const double finished = state == "succeeded" || state == "failed" ? now() : 0;
+  return state_->run("UPDATE jobs SET state=?, result=?, finished_at=? WHERE id=?", {state, result_json, finished, id});
+}
+
+namespace {
+
+Job job_of(const Statement& row) {
+  return {.id = row.text(0), .state = row.text(1), .request_json = row.text(2), .result_json = row.text(3), .created_at = row.real(4), .finished_at = row.real(5)};
+}
+
+}  // namespace
+
+Result<Job> Store::job(const std::string& id) {
+  const std::lock_guard hold(state_->mutex);
+  Statement row(state_->db, "SELECT id, state, request, result, created_at, finished_at FROM jobs WHERE id=?", {id});
+  if (!LATHE_TRY(row.step())) return not_found("there is no job " + id);
+  return job_of(row);
+}
+
+Result<std::vector<Job>> Store::jobs(int64_t limit) {
+  const std::lock_guard hold(state_->mutex);
+  Statement row(state_->db, "SELECT id, state, request, result, created_at, finished_at FROM jobs ORDER BY created_at DESC, rowid DESC LIMIT ?", {limit});
+  std::vector<Job> jobs;
+  while (LATHE_TRY(row.step())) jobs.push_back(job_of(row));
+  return jobs;
+}
+
+Status Store::add_version(const Version& v) {
+  const std::lock_guard hold(state_->mutex);
+  return state_->run("INSERT OR REPLACE INTO versions(version, job_id, created_at, loss, learning_rate, changed_fraction, synced) VALUES(?,?,?,?,?,?,?)",
+                     {v.version, v.job_id, now(), v.loss, v.learning_rate, v.changed_fraction, int64_t{v.synced}});
+}
+
+Status Store::mark_synced(int64_t up_to_version) {
+  const std::lock_guard hold(state_->mutex);
+  return state_->run("UPDATE versions SET synced=1 WHERE version<=?", {up_to_version});
+}
+
+Result<std::vector<Version>> Store::versions(int64_t limit) {
+  const std::lock_guard hold(state_->mutex);
+  Statement row(state_->db, "SELECT version, job_id, created_at, loss, learning_rate, changed_fraction, synced FROM versions ORDER BY version DESC LIMIT ?", {limit});
+  std::vector<Version> versions;
+  while (LATHE_TRY(row.step())) {
+    versions.push_back({row.integer(0), row.text(1), row.real(2), row.real(3), row.real(4), row.real(5), row.integer(6) != 0});
+  }
+  return versions;
+}
+
+Result<int64_t> Store::latest_version() {
+  const std::lock_guard hold(state_->mutex);
+  return state_->number("SELECT coalesce(max(version), 0) FROM versions");
+}
+
+}  // namespace lathe::store
