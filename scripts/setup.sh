@@ -21,7 +21,8 @@ candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/ *Candidate: //p'; }
 missing_packages() {
   local wanted=("${packages[@]}") installed
   at_least "$rust_min" "$(cargo_version)" || wanted+=("$@")
-  installed=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "${wanted[@]}" 2>/dev/null | sed -n 's/^installed //p')
+  # dpkg-query fails when it does not know one of them; what it prints of the others still counts.
+  installed=$({ dpkg-query -W -f '${db:Status-Status} ${Package}\n' "${wanted[@]}" 2>/dev/null || true; } | sed -n 's/^installed //p')
   comm -23 <(printf '%s\n' "${wanted[@]}" | sort -u) <(sort -u <<<"$installed")
 }
 
