@@ -1,0 +1,290 @@
+#include "api/requests.h"
+
+#include <algorithm>
+
+#include "api/fields.h"
+
+namespace lathe::api {
+
+Result<Json> parse_object(std::string_view body) {
+  constexpr int kMaxDepth = 64;
+  bool too_deep = false;
+  const Json::parser_callback_t watch = [&](int depth, Json::parse_event_t, Json&) {
+    too_deep |= depth > kMaxDepth;
+    return !too_deep;
+  };
+  Json json = Json::parse(body, watch, /*allow_exceptions=*/false);
+  if (too_deep) return invalid_argument("the request is nested deeper than " + std::to_string(kMaxDepth) + " levels");
+  if (json.is_discarded()) return invalid_argument("the request body is not valid JSON");
+  if (!json.is_object()) return invalid_argument("the request body must be a JSON object");
+  return json;
+}
+
+namespace {
+
+// A message with content in parts, tool calls or other fields keeps its JSON; the template decides what it shows.
+Result<text::Message> parse_message(const Json& json, size_t index) {
+  const std::string name = "messages[" + std::to_string(index) + "]";
+  if (!json.is_object()) return invalid_argument("'" + name + "' must be an object");
+  Fields fields(json);
+  text::Message message{.role = fields.text("role").value_or("")};
+  LATHE_TRY(fields.status().at(name));
+  if (message.role.empty()) return invalid_argument("'" + name + ".role' is missing");
+  const bool has_content = fields.has("content");
+  if (has_content && !json["content"].is_string() && !json["content"].is_array()) {
+    return invalid_argument("'" + name + ".content' must be a string or a list of parts");
+  }
+  if (!has_content && !json.contains("tool_calls")) return invalid_argument("'" + name + ".content' is missing");
+  if (has_content && json["content"].is_string()) message.content = json["content"].get<std::string>();
+  Json rest = json;
+  rest.erase("weight");
+  const bool plain = rest.size() == 2 && has_content && json["content"].is_string();
+  if (!plain) message.json = rest.dump();
+  return message;
+}
+
+Result<std::vector<text::Message>> parse_messages(const Json& json) {
+  if (!json.contains("messages")) return invalid_argument("'messages' is missing");
+  if (!json["messages"].is_array() || json["messages"].empty()) return invalid_argument("'messages' must be a list that is not empty");
+  std::vector<text::Message> messages;
+  for (const Json& entry : json["messages"]) messages.push_back(LATHE_TRY(parse_message(entry, messages.size())));
+  return messages;
+}
+
+void read_render(Fields& fields, text::RenderOptions& render) {
+  if (fields.has("tools")) {
+    if (!fields.at("tools").is_array()) return fields.complain("tools", "must be a list");
+    if (!fields.at("tools").empty()) render.tools_json = fields.at("tools").dump();
+  }
+  if (fields.has("chat_template_kwargs")) {
+    if (!fields.at("chat_template_kwargs").is_object()) return fields.complain("chat_template_kwargs", "must be an object");
+    render.kwargs_json = fields.at("chat_template_kwargs").dump();
+  }
+}
+
+void read_stop(Fields& fields, GenerationRequest& out) {
+  if (!fields.has("stop")) return;
+  const Json& stop = fields.at("stop");
+  for (const Json& entry : stop.is_array() ? stop : Json::array({stop})) {
+    if (!entry.is_string()) return fields.complain("stop", "must be a string or a list of strings");
+    if (!entry.get<std::string>().empty()) out.stop.push_back(entry.get<std::string>());
+  }
+  if (out.stop.size() > 16) fields.complain("stop", "may have at most 16 strings");
+}
+
+void read_sampling(Fields& fields, data::Sampling& out) {
+  out.temperature = fields.number("temperature").value_or(out.temperature);
+  out.top_p = fields.number("top_p").value_or(out.top_p);
+  out.top_k = std::max<int64_t>(0, fields.integer("top_k", -1, 1 << 30).value_or(out.top_k));  // vLLM's -1 means all
+  out.min_p = fields.number("min_p").value_or(out.min_p);
+  out.repetition_penalty = fields.number("repetition_penalty").value_or(out.repetition_penalty);
+  out.presence_penalty = fields.number("presence_penalty").value_or(out.presence_penalty);
+  out.frequency_penalty = fields.number("frequency_penalty").value_or(out.frequency_penalty);
+  if (const auto seed = fields.integer("seed", INT64_MIN, INT64_MAX)) out.seed = static_cast<uint64_t>(*seed);
+}
+
+void read_generation(Fields& fields, GenerationRequest& out) {
+  constexpr int64_t kManyTokens = 1 << 24;
+  out.model = fields.text("model").value_or("");
+  read_sampling(fields, out.sampling);
+  out.max_tokens = fields.integer("max_completion_tokens", 0, kManyTokens);
+  if (const auto max = fields.integer("max_tokens", 0, kManyTokens); max && !out.max_tokens) out.max_tokens = max;
+  out.min_tokens = fields.integer("min_tokens", 0, kManyTokens).value_or(0);
+  out.stop_token_ids = fields.token_ids("stop_token_ids");
+  out.ignore_eos = fields.flag("ignore_eos").value_or(false);
+  out.n = fields.integer("n", 1, 8).value_or(1);
+  out.stream = fields.flag("stream").value_or(false);
+  read_stop(fields, out);
+  if (!fields.has("stream_options")) return;
+  if (!fields.at("stream_options").is_object()) return fields.complain("stream_options", "must be an object");
+  out.include_usage = fields.at("stream_options").value("include_usage", false);
+}
+
+Result<ChatRequest> read_chat(const Json& json) {
+  Fields fields(json);
+  ChatRequest request;
+  request.messages = LATHE_TRY(parse_messages(json));
+  read_generation(fields, request.generation);
+  read_render(fields, request.render);
+  request.generation.logprobs = fields.flag("logprobs").value_or(false);
+  request.generation.top_logprobs = static_cast<int>(fields.integer("top_logprobs", 0, 20).value_or(0));
+  request.render.add_generation_prompt = fields.flag("add_generation_prompt").value_or(true);
+  if (request.generation.stream && request.generation.n > 1) fields.complain("n", "must be 1 when streaming");
+  LATHE_TRY(fields.status());
+  LATHE_TRY(request.generation.sampling.validate());
+  return request;
+}
+
+// "prompt": a text, a list of texts, a list of ids, or a list of lists of ids.
+Result<std::vector<Prompt>> parse_prompts(const Json& json) {
+  const Error wrong = invalid_argument("'prompt' must be a string, a list of strings, a list of token ids, or a list of such lists");
+  const auto ids_of = [](const Json& list, std::vector<int32_t>& ids) {
+    for (const Json& id : list) {
+      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) return false;
+      ids.push_back(id.get<int32_t>());
+    }
+    return !ids.empty();
+  };
+  if (!json.contains("prompt")) return invalid_argument("'prompt' is missing");
+  const Json& prompt = json["prompt"];
+  if (prompt.is_string()) return std::vector<Prompt>{prompt.get<std::string>()};
+  if (!prompt.is_array() || prompt.empty() || prompt.size() > (prompt[0].is_number() ? size_t{1} << 24 : 64)) return wrong;
+  std::vector<Prompt> prompts;
+  if (prompt[0].is_number()) {
+    std::vector<int32_t> ids;
+    if (!ids_of(prompt, ids)) return wrong;
+    return std::vector<Prompt>{ids};
+  }
+  for (const Json& entry : prompt) {
+    std::vector<int32_t> ids;
+    if (entry.is_string()) {
+      prompts.emplace_back(entry.get<std::string>());
+    } else if (entry.is_array() && ids_of(entry, ids)) {
+      prompts.emplace_back(std::move(ids));
+    } else {
+      return wrong;
+    }
+  }
+  return prompts;
+}
+
+// Which assistant turns are learned: per-message "weight", then "turns": "last" (default), "all" or a list of indices.
+Result<std::vector<float>> parse_turns(const Json& json, const Json* turns) {
+  std::vector<float> weights;
+  bool weighted = false;
+  for (const Json& message : json["messages"]) {
+    if (message.value("role", "") != "assistant") continue;
+    float weight = 1;
+    if (message.contains("weight")) {
+      if (!message["weight"].is_number() || message["weight"].get<double>() < 0) return invalid_argument("'weight' of a message must be a number >= 0");
+      weight = message["weight"].get<float>();
+      weighted = true;
+    }
+    weights.push_back(weight);
+  }
+  if (weights.empty()) return invalid_argument("the conversation has no assistant turn to learn");
+  const auto keep_only = [&](const std::vector<size_t>& kept) {
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (std::find(kept.begin(), kept.end(), i) == kept.end()) weights[i] = 0;
+    }
+  };
+  const bool all = turns && *turns == "all";
+  if (all || (!turns && weighted)) return weights;
+  if (!turns || *turns == "last") {
+    keep_only({weights.size() - 1});
+    return weights;
+  }
+  std::vector<size_t> kept;
+  for (const Json& turn : *turns) {
+    if (!turns->is_array() || !turn.is_number_integer() || turn.get<int64_t>() < 0 || turn.get<size_t>() >= weights.size()) {
+      return invalid_argument("'turns' must be \"last\", \"all\" or a list of indices of assistant turns, 0 to " + std::to_string(weights.size() - 1));
+    }
+    kept.push_back(turn.get<size_t>());
+  }
+  keep_only(kept);
+  return weights;
+}
+
+Result<LearnExample> read_example(const Json& json, Fields& fields) {
+  LearnExample example;
+  example.messages = LATHE_TRY(parse_messages(json));
+  const bool has_turns = fields.has("turns");
+  example.turn_weights = LATHE_TRY(parse_turns(json, has_turns ? &json["turns"] : nullptr));
+  read_render(fields, example.render);
+  LATHE_TRY(fields.status());
+  const Json canonical = {{"messages", json["messages"]}, {"turns", example.turn_weights}, {"tools", json.value("tools", Json())}};
+  example.json = canonical.dump();
+  return example;
+}
+
+}  // namespace
+
+Result<ChatRequest> parse_chat(std::string_view body) {
+  const Json json = LATHE_TRY(parse_object(body));
+  return read_chat(json);
+}
+
+Result<CompletionRequest> parse_completion(std::string_view body) {
+  const Json json = LATHE_TRY(parse_object(body));
+  Fields fields(json);
+  CompletionRequest request;
+  request.prompts = LATHE_TRY(parse_prompts(json));
+  read_generation(fields, request.generation);
+  request.echo = fields.flag("echo").value_or(false);
+  if (const auto top = fields.integer("logprobs", 0, 20)) {
+    request.generation.logprobs = true;
+    request.generation.top_logprobs = static_cast<int>(*top);
+  }
+  if (request.generation.stream && (request.generation.n > 1 || request.prompts.size() > 1 || request.echo)) {
+    fields.complain("stream", "works with one prompt, n = 1 and without echo");
+  }
+  LATHE_TRY(fields.status());
+  LATHE_TRY(request.generation.sampling.validate());
+  return request;
+}
+
+Result<TokenizeRequest> parse_tokenize(std::string_view body) {
+  const Json json = LATHE_TRY(parse_object(body));
+  TokenizeRequest request;
+  if (json.contains("messages")) {
+    request.input = LATHE_TRY(read_chat(json));
+    return request;
+  }
+  Fields fields(json);
+  const auto prompt = fields.text("prompt");
+  LATHE_TRY(fields.status());
+  if (!prompt) return invalid_argument("'prompt' or 'messages' is missing");
+  request.input = *prompt;
+  return request;
+}
+
+Result<DetokenizeRequest> parse_detokenize(std::string_view body) {
+  const Json json = LATHE_TRY(parse_object(body));
+  Fields fields(json);
+  DetokenizeRequest request;
+  if (!fields.has("tokens")) return invalid_argument("'tokens' is missing");
+  request.tokens = fields.token_ids("tokens");
+  LATHE_TRY(fields.status());
+  return request;
+}
+
+Result<LearnRequest> parse_learn(std::string_view body) {
+  const Json json = LATHE_TRY(parse_object(body));
+  Fields fields(json);
+  LearnRequest request;
+  request.steps = fields.integer("steps", 1, 10'000);
+  request.learning_rate = fields.number("lr");
+  request.until_loss = fields.number("until_loss");
+  request.wait = fields.flag("wait").value_or(true);
+  const std::string context = fields.text("context").value_or("frozen");
+  if (context != "frozen" && context != "exact") fields.complain("context", "must be \"frozen\" or \"exact\"");
+  request.context = context == "exact" ? data::ContextMode::kExact : data::ContextMode::kFrozen;
+  if (request.learning_rate && (*request.learning_rate <= 0 || *request.learning_rate > 1)) fields.complain("lr", "must be in (0, 1]");
+  if (fields.has("examples")) {
+    const Json& examples = fields.at("examples");
+    if (!examples.is_array() || examples.empty() || examples.size() > 256) return invalid_argument("'examples' must be a list of 1 to 256 conversations");
+    for (const Json& entry : examples) {
+      if (!entry.is_object()) return invalid_argument("'examples' must hold objects with 'messages'");
+      Fields example_fields(entry);
+      example_fields.has("messages");
+      request.examples.push_back(LATHE_TRY(read_example(entry, example_fields).at("examples[" + std::to_string(request.examples.size()) + "]")));
+      example_fields.refuse_unknown();
+      LATHE_TRY(example_fields.status());
+    }
+  } else {
+    fields.has("messages");
+    request.examples.push_back(LATHE_TRY(read_example(json, fields)));
+  }
+  fields.refuse_unknown();
+  LATHE_TRY(fields.status());
+  return request;
+}
+
+Result<LearnExample> parse_training_line(std::string_view line) {
+  const Json json = LATHE_TRY(parse_object(line));
+  Fields fields(json);
+  LearnExample example = LATHE_TRY(read_example(json, fields));
+  return example;
+}
+
+}  // namespace lathe::api

@@ -1,0 +1,85 @@
+// Requests of every route, from JSON to native types. All checks that need no model are made here.
+//
+// Errors:  kInvalidArgument that names the field, as OpenAI's `param`. Unknown fields are ignored, as clients of many servers
+//          send many, except in /v1/learn, where a misspelt option would silently teach something else.
+// Threads: pure functions. Protocol page: docs/protocols/http.md
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/result.h"
+#include "data/example.h"
+#include "data/sampling.h"
+#include "text/chat_template.h"
+
+namespace lathe::api {
+
+// What chat and plain completions share.
+struct GenerationRequest {
+  std::string model;
+  data::Sampling sampling;
+  std::optional<int64_t> max_tokens;
+  int64_t min_tokens = 0;
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  int64_t n = 1;
+  bool stream = false;
+  bool include_usage = false;
+  bool logprobs = false;
+  int top_logprobs = 0;
+};
+
+struct ChatRequest {
+  GenerationRequest generation;
+  std::vector<text::Message> messages;
+  text::RenderOptions render;
+};
+
+using Prompt = std::variant<std::string, std::vector<int32_t>>;
+
+struct CompletionRequest {
+  GenerationRequest generation;
+  std::vector<Prompt> prompts;
+  bool echo = false;
+};
+
+struct TokenizeRequest {
+  std::variant<std::string, ChatRequest> input;  // a text, or messages
+};
+
+struct DetokenizeRequest {
+  std::vector<int32_t> tokens;
+};
+
+struct LearnExample {
+  std::vector<text::Message> messages;
+  std::vector<float> turn_weights;  // one per assistant message
+  text::RenderOptions render;
+  std::string json;  // canonical text, for the store
+};
+
+struct LearnRequest {
+  std::vector<LearnExample> examples;
+  std::optional<int64_t> steps;
+  std::optional<double> learning_rate;
+  std::optional<double> until_loss;  // no further step once the loss is below
+  data::ContextMode context = data::ContextMode::kFrozen;
+  bool wait = true;
+};
+
+Result<ChatRequest> parse_chat(std::string_view body);
+Result<CompletionRequest> parse_completion(std::string_view body);
+Result<TokenizeRequest> parse_tokenize(std::string_view body);
+Result<DetokenizeRequest> parse_detokenize(std::string_view body);
+Result<LearnRequest> parse_learn(std::string_view body);
+
+// One line of OpenAI's fine-tuning JSONL: {"messages": [...], "tools": [...]}, with "weight" 0 or 1 per assistant message.
+Result<LearnExample> parse_training_line(std::string_view line);
+
+}  // namespace lathe::api

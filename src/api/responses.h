@@ -1,0 +1,99 @@
+// Responses of every route, from native types to JSON, in OpenAI's shapes.
+//
+// Threads: pure functions. Protocol page: docs/protocols/http.md
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "store/store.h"
+
+namespace lathe::api {
+
+// {"error": {"message", "type", "param", "code"}} and the status it goes with.
+struct ErrorBody {
+  int status = 500;
+  std::string json;
+};
+ErrorBody error_body(const Error& error);
+
+// What every generation response carries.
+struct ResponseHead {
+  std::string id;  // chatcmpl-... or cmpl-...
+  std::string model;
+  int64_t created = 0;   // seconds since 1970
+  int64_t version = 0;   // of the weights; "system_fingerprint" is "lathe-v<version>"
+};
+
+struct LogprobEntry {
+  std::string token;
+  float logprob = 0;
+  std::vector<std::pair<std::string, float>> top;
+};
+
+struct Choice {
+  std::string text;
+  std::string finish_reason;  // "stop" or "length"; empty while streaming
+  std::optional<std::vector<LogprobEntry>> logprobs;
+  size_t logprobs_without_value = 0;  // leading entries (echoed first tokens) that nothing predicts
+};
+
+struct Usage {
+  int64_t prompt_tokens = 0;
+  int64_t completion_tokens = 0;
+};
+
+std::string chat_response(const ResponseHead& head, const std::vector<Choice>& choices, const Usage& usage);
+std::string completion_response(const ResponseHead& head, const std::vector<Choice>& choices, const Usage& usage);
+
+// One server-sent event's data. `first` carries the role. With `usage` the chunk has no choices.
+std::string chat_chunk(const ResponseHead& head, const Choice& delta, bool first);
+std::string completion_chunk(const ResponseHead& head, const Choice& delta);
+std::string usage_chunk(const ResponseHead& head, const Usage& usage, bool chat);
+
+std::string model_list(const std::string& model, int64_t created, int64_t max_context);
+std::string model_card(const std::string& model, int64_t created, int64_t max_context);
+std::string token_list(const std::vector<int32_t>& tokens, int64_t max_context);
+std::string prompt_text(const std::string& text);
+
+// What a learn job did.
+struct LearnResult {
+  int64_t previous_version = 0;
+  int64_t version = 0;
+  int64_t steps = 0;
+  int64_t graded_tokens = 0;
+  int64_t tokens = 0;
+  double loss_before = 0;
+  double loss_after = 0;
+  double seconds = 0;
+  double pause_ms = 0;  // the longest time that one commit kept the server waiting
+  double changed_fraction = 0;  // of the weights, mean per step
+  double realised = 0;          // realised / intended update
+};
+std::string learn_result(const LearnResult& result);
+// `job` with its result or error merged in.
+std::string job_body(const store::Job& job);
+std::string job_list(const std::vector<store::Job>& jobs);
+std::string version_list(const std::vector<store::Version>& versions, int64_t live, int64_t on_disk);
+
+struct SyncResult {
+  int64_t version = 0;
+  uint64_t bytes_written = 0;
+  int64_t shards_written = 0;
+  double seconds = 0;
+};
+std::string sync_body(const SyncResult& result);
+
+struct Health {
+  std::string model;
+  int64_t version = 0, synced_version = 0;
+  int64_t running = 0, waiting = 0, learning = 0;
+  double uptime_seconds = 0;
+};
+std::string health_body(const Health& health);
+
+}  // namespace lathe::api
