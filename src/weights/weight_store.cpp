@@ -98,6 +98,17 @@ Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span
   return store;
 }
 
+Status WeightStore::reload(const checkpoint::ModelDir& dir) {
+  for (const Parameter& parameter : parameters_) {
+    for (const Part& part : parameter.parts) {
+      const checkpoint::TensorInfo* info = dir.find(part.name);
+      if (!info || info->size() != part.data.nbytes()) return corruption("the directory's tensor " + part.name + " is not the one that was loaded");
+      LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(part.data.mutable_data_ptr()), part.data.nbytes()}));
+    }
+  }
+  return {};
+}
+
 const Parameter& WeightStore::parameter(std::string_view name) const {
   const auto found = by_name_.find(std::string(name));
   LATHE_CHECK(found != by_name_.end());

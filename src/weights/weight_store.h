@@ -60,6 +60,10 @@ class WeightStore {
   // other than BF16 or F32, parts of one parameter that differ in dtype, NaN or infinite weights.
   static Result<WeightStore> load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs);
 
+  // Reads all weights again, in place, from a directory with the same tensors. Hold the Gate alone. On failure some weights
+  // may already be replaced: read again from a good directory.
+  Status reload(const checkpoint::ModelDir& dir);
+
   std::span<const Parameter> parameters() const { return parameters_; }
   const Parameter& parameter(std::string_view name) const;  // must exist
   const Part* find_part(std::string_view checkpoint_name) const;  // null if not in the store

@@ -1,0 +1,18 @@
+// The commands of `lathe`. Each adds its options to `app` and returns what to run once they are parsed; the result is the exit
+// code: 0 done, 1 failed (after one clear line on standard error), 2 wrong usage.
+#pragma once
+
+#include <functional>
+
+namespace CLI {
+class App;
+}
+
+namespace lathe::cli {
+
+using Run = std::function<int()>;
+
+Run add_serve(CLI::App& app);
+Run add_rollback(CLI::App& app);
+
+}  // namespace lathe::cli

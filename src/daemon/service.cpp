@@ -1,0 +1,281 @@
+#include "daemon/service.h"
+
+#include <algorithm>
+#include <random>
+
+namespace lathe::daemon {
+namespace {
+
+int64_t unix_seconds(std::chrono::system_clock::time_point time) {
+  return std::chrono::duration_cast<std::chrono::seconds>(time.time_since_epoch()).count();
+}
+
+std::string new_id(const char* prefix) {
+  thread_local std::mt19937_64 random{std::random_device{}()};
+  static constexpr char kDigits[] = "0123456789abcdefghijklmnopqrstuvwxyz";
+  std::string id = prefix;
+  for (int i = 0; i < 20; ++i) id += kDigits[random() % 36];
+  return id;
+}
+
+http::Response respond(const Error& error) {
+  const api::ErrorBody body = api::error_body(error);
+  return {.status = body.status, .body = body.json};
+}
+
+http::Response respond(Result<std::string> body) {
+  if (!body.ok()) return respond(body.error());
+  return {.body = std::move(*body)};
+}
+
+}  // namespace
+
+Service::Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, Learner& learner,
+                 store::Store& store, const config::Settings& settings, std::string model_name)
+    : text_(text), model_(model), engine_(engine), learner_(learner), store_(store), settings_(settings), model_name_(std::move(model_name)) {}
+
+void Service::add_routes(http::Server& server) {
+  using http::Request;
+  const auto created = unix_seconds(started_);
+  server.set_header("X-Lathe-Version", [this] { return std::to_string(learner_.version()); });
+  server.route("GET", "/healthz", [this](const Request&) { return http::Response{.body = health()}; });
+  server.route("GET", "/v1/models", [this, created](const Request&) { return http::Response{.body = api::model_list(model_name_, created, context_limit())}; });
+  server.route("GET", "/v1/models/*", [this, created](const Request& request) {
+    const Status known = check_model(request.argument);
+    return known.ok() ? http::Response{.body = api::model_card(model_name_, created, context_limit())} : respond(known.error());
+  });
+  server.route("POST", "/v1/chat/completions", [this](const Request& request) { return chat(request); });
+  server.route("POST", "/v1/completions", [this](const Request& request) { return completion(request); });
+  server.route("POST", "/tokenize", [this](const Request& request) { return respond(tokenize(request.body)); });
+  server.route("POST", "/detokenize", [this](const Request& request) { return respond(detokenize(request.body)); });
+  server.route("POST", "/v1/learn", [this](const Request& request) { return learn(request); });
+  server.route("GET", "/v1/learn", [this](const Request&) {
+    const auto jobs = store_.jobs(100);
+    return jobs.ok() ? http::Response{.body = api::job_list(*jobs)} : respond(jobs.error());
+  });
+  server.route("GET", "/v1/learn/*", [this](const Request& request) { return respond(job(request.argument)); });
+  server.route("GET", "/v1/versions", [this](const Request&) {
+    const auto versions = store_.versions(1000);
+    if (!versions.ok()) return respond(versions.error());
+    return http::Response{.body = api::version_list(*versions, learner_.version(), learner_.synced_version())};
+  });
+  const auto sync_response = [](const Result<api::SyncResult>& result) {
+    return result.ok() ? http::Response{.body = api::sync_body(*result)} : respond(result.error());
+  };
+  server.route("POST", "/v1/sync", [this, sync_response](const Request&) { return sync_response(learner_.sync()); });
+  server.route("POST", "/v1/rollback", [this, sync_response](const Request&) { return sync_response(learner_.roll_back()); });
+}
+
+int64_t Service::context_limit() const {
+  return settings_.max_context > 0 ? std::min(settings_.max_context, model_.max_positions) : model_.max_positions;
+}
+
+Status Service::check_model(const std::string& name) const {
+  if (name.empty() || name == model_name_) return {};
+  return not_found("the model '" + name + "' is not served here; this server serves '" + model_name_ + "'");
+}
+
+api::ResponseHead Service::head(const char* prefix) const {
+  return {.id = new_id(prefix), .model = model_name_, .created = unix_seconds(std::chrono::system_clock::now()), .version = learner_.version()};
+}
+
+std::string Service::health() const {
+  const engine::EngineStats stats = engine_.stats();
+  const std::chrono::duration<double> uptime = std::chrono::system_clock::now() - started_;
+  return api::health_body({.model = model_name_, .version = learner_.version(), .synced_version = learner_.synced_version(), .running = stats.running,
+                           .waiting = stats.waiting, .learning = learner_.queued(), .uptime_seconds = uptime.count()});
+}
+
+engine::Request Service::engine_request(std::vector<int32_t> prompt, const api::GenerationRequest& request, int64_t default_max_tokens) const {
+  engine::Request out{.prompt = std::move(prompt), .sampling = request.sampling};
+  out.max_tokens = request.max_tokens.value_or(default_max_tokens);
+  out.min_tokens = request.min_tokens;
+  out.stop_ids = request.stop_token_ids;
+  if (!request.ignore_eos) out.stop_ids.insert(out.stop_ids.end(), model_.eos_tokens.begin(), model_.eos_tokens.end());
+  out.logprobs = request.logprobs;
+  out.top_logprobs = request.top_logprobs;
+  return out;
+}
+
+Result<std::vector<int32_t>> Service::prompt_tokens(const api::Prompt& prompt) const {
+  if (const auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) return *ids;
+  text::Encoding encoding = LATHE_TRY(text_.tokenizer().encode(std::get<std::string>(prompt)));
+  return std::move(encoding.ids);
+}
+
+std::vector<api::LogprobEntry> Service::logprob_entries(const std::vector<engine::Token>& tokens) const {
+  const auto text_of = [&](int32_t id) {
+    const auto text = text_.tokenizer().decode({&id, 1}, /*skip_special=*/false);
+    return text.ok() ? *text : std::string();
+  };
+  std::vector<api::LogprobEntry> entries;
+  for (const engine::Token& token : tokens) {
+    api::LogprobEntry entry{.token = text_of(token.id), .logprob = token.logprob};
+    for (const engine::Candidate& candidate : token.top) entry.top.emplace_back(text_of(candidate.id), candidate.logprob);
+    entries.push_back(std::move(entry));
+  }
+  return entries;
+}
+
+Result<api::Choice> Service::collect(engine::TextStream& stream, bool logprobs) const {
+  api::Choice choice;
+  std::vector<engine::Token> tokens;
+  while (auto delta = LATHE_TRY(stream.next())) {
+    choice.text += delta->text;
+    std::move(delta->tokens.begin(), delta->tokens.end(), std::back_inserter(tokens));
+  }
+  choice.finish_reason = stream.finish_reason();
+  if (logprobs) choice.logprobs = logprob_entries(tokens);
+  return choice;
+}
+
+http::Response Service::stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head, const api::GenerationRequest& request,
+                               int64_t prompt_tokens, bool chat) const {
+  const auto chunk = [chat](const api::ResponseHead& h, const api::Choice& c, bool first) {
+    return chat ? api::chat_chunk(h, c, first) : api::completion_chunk(h, c);
+  };
+  return {.stream = [=, this, stream = std::move(stream), logprobs = request.logprobs, include_usage = request.include_usage](const http::SendEvent& send) {
+    if (chat && !send(chunk(head, {}, /*first=*/true))) return;
+    for (;;) {
+      auto delta = stream->next();
+      if (!delta.ok()) {
+        send(api::error_body(delta.error()).json);
+        return;
+      }
+      if (!*delta) break;
+      api::Choice choice{.text = (*delta)->text};
+      if (logprobs) choice.logprobs = logprob_entries((*delta)->tokens);
+      if (choice.text.empty() && !logprobs) continue;
+      if (!send(chunk(head, choice, false))) return;  // the client is gone: ~TextStream cancels the generation
+    }
+    if (!send(chunk(head, {.finish_reason = stream->finish_reason()}, false))) return;
+    if (include_usage && !send(api::usage_chunk(head, {prompt_tokens, stream->token_count()}, chat))) return;
+    send("[DONE]");
+  }};
+}
+
+http::Response Service::chat(const http::Request& request) {
+  const auto answer = [&]() -> Result<http::Response> {
+    const api::ChatRequest chat = LATHE_TRY(api::parse_chat(request.body));
+    LATHE_TRY(check_model(chat.generation.model));
+    const std::vector<int32_t> prompt = LATHE_TRY(text_.prompt(chat.messages, chat.render));
+    const auto prompt_count = static_cast<int64_t>(prompt.size());
+    const api::ResponseHead response_head = head("chatcmpl-");
+    std::vector<std::shared_ptr<engine::TextStream>> streams;
+    for (int64_t i = 0; i < chat.generation.n; ++i) {
+      engine::Request generation = engine_request(prompt, chat.generation, std::max<int64_t>(1, context_limit() - prompt_count));
+      if (generation.sampling.seed) *generation.sampling.seed += static_cast<uint64_t>(i);
+      auto submitted = LATHE_TRY(engine_.submit(std::move(generation)));
+      streams.push_back(std::make_shared<engine::TextStream>(std::move(submitted), text_.tokenizer(), chat.generation.stop));
+    }
+    if (chat.generation.stream) return stream(streams[0], response_head, chat.generation, prompt_count, /*chat=*/true);
+    std::vector<api::Choice> choices;
+    api::Usage usage{.prompt_tokens = prompt_count};
+    for (const auto& one : streams) {
+      choices.push_back(LATHE_TRY(collect(*one, chat.generation.logprobs)));
+      usage.completion_tokens += one->token_count();
+    }
+    return http::Response{.body = api::chat_response(response_head, choices, usage)};
+  }();
+  return answer.ok() ? *answer : respond(answer.error());
+}
+
+http::Response Service::completion(const http::Request& request) {
+  const auto answer = [&]() -> Result<http::Response> {
+    constexpr int64_t kDefaultTokens = 16;  // OpenAI's
+    const api::CompletionRequest completion = LATHE_TRY(api::parse_completion(request.body));
+    LATHE_TRY(check_model(completion.generation.model));
+    const api::ResponseHead response_head = head("cmpl-");
+    api::Usage usage;
+    struct Part {
+      std::vector<int32_t> prompt;
+      std::shared_ptr<engine::TextStream> stream;
+    };
+    std::vector<Part> parts;
+    for (const api::Prompt& prompt : completion.prompts) {
+      const std::vector<int32_t> ids = LATHE_TRY(prompt_tokens(prompt));
+      usage.prompt_tokens += static_cast<int64_t>(ids.size());
+      for (int64_t i = 0; i < completion.generation.n; ++i) {
+        engine::Request generation = engine_request(ids, completion.generation, kDefaultTokens);
+        generation.prompt_logprobs = completion.echo && completion.generation.logprobs;
+        if (generation.sampling.seed) *generation.sampling.seed += static_cast<uint64_t>(i);
+        auto submitted = LATHE_TRY(engine_.submit(std::move(generation)));
+        parts.push_back({ids, std::make_shared<engine::TextStream>(std::move(submitted), text_.tokenizer(), completion.generation.stop)});
+      }
+    }
+    if (completion.generation.stream) {
+      return stream(parts[0].stream, response_head, completion.generation, usage.prompt_tokens, /*chat=*/false);
+    }
+    std::vector<api::Choice> choices;
+    for (const Part& part : parts) {
+      api::Choice choice = LATHE_TRY(collect(*part.stream, completion.generation.logprobs));
+      usage.completion_tokens += part.stream->token_count();
+      if (completion.echo) {
+        choice.text = LATHE_TRY(text_.tokenizer().decode(part.prompt, /*skip_special=*/false)) + choice.text;
+        if (choice.logprobs) {
+          auto entries = logprob_entries(part.stream->generation().prompt_logprobs());
+          entries.insert(entries.end(), choice.logprobs->begin(), choice.logprobs->end());
+          choice.logprobs = std::move(entries);
+          choice.logprobs_without_value = 1;
+        }
+      }
+      choices.push_back(std::move(choice));
+    }
+    return http::Response{.body = api::completion_response(response_head, choices, usage)};
+  }();
+  return answer.ok() ? *answer : respond(answer.error());
+}
+
+Result<data::Example> Service::tokenised(const api::LearnExample& example) const {
+  text::GradedTokens graded = LATHE_TRY(text_.graded(example.messages, example.turn_weights, example.render));
+  data::Example out{.tokens = std::move(graded.ids), .weights = std::move(graded.weights)};
+  LATHE_TRY(data::validate(out, model_.vocab_size, context_limit()));
+  return out;
+}
+
+http::Response Service::learn(const http::Request& request) {
+  const auto answer = [&]() -> Result<http::Response> {
+    const api::LearnRequest learn = LATHE_TRY(api::parse_learn(request.body));
+    LearnTask task{.job_id = new_id("learn-")};
+    for (const api::LearnExample& example : learn.examples) {
+      task.examples.push_back(LATHE_TRY(tokenised(example)));
+      LATHE_TRY(store_.add_example(example.json, task.job_id));
+    }
+    task.options.learning_rate = learn.learning_rate.value_or(settings_.learning_rate);
+    task.options.context = learn.context;
+    task.steps = learn.steps.value_or(settings_.steps);
+    task.until_loss = learn.until_loss.value_or(settings_.until_loss);
+    const std::string id = task.job_id;
+    std::future<store::Job> done = LATHE_TRY(learner_.submit(std::move(task), request.body));
+    if (!learn.wait) {
+      const store::Job queued = LATHE_TRY(store_.job(id));
+      return http::Response{.status = 202, .body = api::job_body(queued)};
+    }
+    const store::Job finished = done.get();
+    return http::Response{.status = finished.state == "succeeded" ? 200 : 500, .body = api::job_body(finished)};
+  }();
+  return answer.ok() ? *answer : respond(answer.error());
+}
+
+Result<std::string> Service::job(const std::string& id) const {
+  const store::Job found = LATHE_TRY(store_.job(id));
+  return api::job_body(found);
+}
+
+Result<std::string> Service::tokenize(const std::string& body) const {
+  const api::TokenizeRequest request = LATHE_TRY(api::parse_tokenize(body));
+  if (const auto* chat = std::get_if<api::ChatRequest>(&request.input)) {
+    const auto ids = LATHE_TRY(text_.prompt(chat->messages, chat->render));
+    return api::token_list(ids, context_limit());
+  }
+  const auto ids = LATHE_TRY(prompt_tokens(std::get<std::string>(request.input)));
+  return api::token_list(ids, context_limit());
+}
+
+Result<std::string> Service::detokenize(const std::string& body) const {
+  const api::DetokenizeRequest request = LATHE_TRY(api::parse_detokenize(body));
+  const std::string text = LATHE_TRY(text_.tokenizer().decode(request.tokens, /*skip_special=*/false));
+  return api::prompt_text(text);
+}
+
+}  // namespace lathe::daemon

@@ -1,0 +1,59 @@
+// Service: what each HTTP route does. Joins api (JSON), text, engine and learner; owns none of them.
+//
+// Threads: handlers run on HTTP threads, concurrently; everything they touch may be used from any thread.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "api/requests.h"
+#include "api/responses.h"
+#include "config/settings.h"
+#include "daemon/learner.h"
+#include "engine/engine.h"
+#include "engine/text_stream.h"
+#include "http/server.h"
+#include "text/text.h"
+
+namespace lathe::daemon {
+
+class Service {
+ public:
+  // All references outlive the service.
+  Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, Learner& learner,
+          store::Store& store, const config::Settings& settings, std::string model_name);
+
+  void add_routes(http::Server& server);
+
+ private:
+  http::Response chat(const http::Request& request);
+  http::Response completion(const http::Request& request);
+  http::Response learn(const http::Request& request);
+  Result<std::string> job(const std::string& id) const;
+  Result<std::string> tokenize(const std::string& body) const;
+  Result<std::string> detokenize(const std::string& body) const;
+  std::string health() const;
+
+  // The engine's request for a tokenised prompt.
+  engine::Request engine_request(std::vector<int32_t> prompt, const api::GenerationRequest& request, int64_t default_max_tokens) const;
+  Result<std::vector<int32_t>> prompt_tokens(const api::Prompt& prompt) const;
+  Result<data::Example> tokenised(const api::LearnExample& example) const;
+  Result<api::Choice> collect(engine::TextStream& stream, bool logprobs) const;
+  std::vector<api::LogprobEntry> logprob_entries(const std::vector<engine::Token>& tokens) const;
+  http::Response stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head, const api::GenerationRequest& request,
+                        int64_t prompt_tokens, bool chat) const;
+  api::ResponseHead head(const char* prefix) const;
+  Status check_model(const std::string& name) const;
+  int64_t context_limit() const;
+
+  const text::Text& text_;
+  const model::ModelConfig& model_;
+  engine::Engine& engine_;
+  Learner& learner_;
+  store::Store& store_;
+  const config::Settings& settings_;
+  const std::string model_name_;
+  const std::chrono::system_clock::time_point started_ = std::chrono::system_clock::now();
+};
+
+}  // namespace lathe::daemon

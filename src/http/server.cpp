@@ -1,0 +1,168 @@
+#include "http/server.h"
+
+#include <httplib.h>
+
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "api/responses.h"
+#include "base/log.h"
+
+namespace lathe::http {
+namespace {
+
+bool is_loopback(const std::string& host) { return host == "localhost" || host == "::1" || host.starts_with("127."); }
+
+// Takes as long for a wrong key as for a right one.
+bool equal_in_constant_time(std::string_view a, std::string_view b) {
+  unsigned difference = a.size() == b.size() ? 0 : 1;
+  for (size_t i = 0; i < a.size(); ++i) difference |= static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[b.empty() ? 0 : i % b.size()]);
+  return difference == 0;
+}
+
+void write_error(httplib::Response& response, const Error& error, int status = 0) {
+  const api::ErrorBody body = api::error_body(error);
+  response.status = status ? status : body.status;
+  if (error.code == Code::kExhausted) response.set_header("Retry-After", "1");
+  response.set_content(body.json, "application/json");
+}
+
+}  // namespace
+
+struct Server::State {
+  explicit State(Options o) : options(std::move(o)) {}
+
+  struct Route {
+    std::string method, path;
+    Handler handler;
+  };
+
+  Options options;
+  httplib::Server server;
+  std::vector<Route> routes;
+  std::vector<std::pair<std::string, std::function<std::string()>>> headers;
+  std::jthread listener;
+
+  bool authorised(const httplib::Request& request) const {
+    if (options.api_key.empty() || request.path == "/healthz") return true;
+    const std::string given = request.get_header_value("Authorization");
+    return equal_in_constant_time(given, "Bearer " + options.api_key);
+  }
+
+  void configure();
+  void answer(const Handler& handler, const httplib::Request& request, httplib::Response& response) const;
+};
+
+void Server::State::answer(const Handler& handler, const httplib::Request& request, httplib::Response& response) const {
+  Request native{.path = request.path, .body = request.body, .query = [&](const std::string& name) { return request.get_param_value(name); }};
+  if (request.matches.size() > 1) native.argument = request.matches[1].str();
+  Response result = handler(native);
+  response.status = result.status;
+  if (!result.stream) {
+    if (result.status == 429) response.set_header("Retry-After", "1");
+    response.set_content(result.body, result.content_type);
+    return;
+  }
+  response.set_header("Cache-Control", "no-cache");
+  response.set_chunked_content_provider("text/event-stream", [stream = std::move(result.stream)](size_t, httplib::DataSink& sink) {
+    stream([&](std::string_view data) {
+      const std::string event = "data: " + std::string(data) + "\n\n";
+      return sink.is_writable() && sink.write(event.data(), event.size());
+    });
+    sink.done();
+    return true;
+  });
+}
+
+void Server::State::configure() {
+  server.new_task_queue = [threads = options.threads] { return new httplib::ThreadPool(static_cast<size_t>(threads)); };
+  server.set_payload_max_length(static_cast<size_t>(options.max_body_bytes));
+  server.set_tcp_nodelay(true);
+  server.set_keep_alive_max_count(1000);
+  server.set_keep_alive_timeout(2);  // an idle connection holds a thread, and stop() waits for it
+  server.set_read_timeout(30);
+  server.set_write_timeout(30);
+  server.set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
+    if (authorised(request)) return httplib::Server::HandlerResponse::Unhandled;
+    write_error(response, invalid_argument("missing or wrong API key; send it as 'Authorization: Bearer KEY'"), 401);
+    return httplib::Server::HandlerResponse::Handled;
+  });
+  server.set_post_routing_handler([this](const httplib::Request&, httplib::Response& response) {
+    for (const auto& [name, value] : headers) response.set_header(name, value());
+  });
+  server.set_exception_handler([](const httplib::Request& request, httplib::Response& response, std::exception_ptr exception) {
+    std::string what = "unknown";
+    try {
+      std::rethrow_exception(exception);
+    } catch (const std::exception& e) {
+      what = e.what();
+    } catch (...) {
+    }
+    log::error(request.path + ": " + what);
+    write_error(response, internal("internal error: " + what));
+  });
+  // Answers of the library itself: unknown path, body too large.
+  server.set_error_handler([this](const httplib::Request& request, httplib::Response& response) {
+    if (!response.body.empty()) return;
+    if (response.status == 404) return write_error(response, not_found("there is no " + request.method + " " + request.path));
+    if (response.status == 413) {
+      return write_error(response, invalid_argument("the request body is larger than " + std::to_string(options.max_body_bytes) + " bytes"), 413);
+    }
+    write_error(response, invalid_argument("the request could not be read"), response.status);
+  });
+  for (const Route& route : routes) {
+    std::string pattern = route.path;
+    if (pattern.ends_with("/*")) pattern.replace(pattern.size() - 1, 1, "([^/]+)");
+    const auto run = [this, &route](const httplib::Request& request, httplib::Response& response) { answer(route.handler, request, response); };
+    if (route.method == "GET") {
+      server.Get(pattern, run);
+    } else {
+      server.Post(pattern, run);
+    }
+  }
+}
+
+Server::Server(Options options) : state_(std::make_unique<State>(std::move(options))) {}
+Server::~Server() { stop(); }
+
+void Server::route(const std::string& method, const std::string& path, Handler handler) {
+  state_->routes.push_back({method, path, std::move(handler)});
+}
+
+void Server::set_header(const std::string& name, std::function<std::string()> value) {
+  state_->headers.emplace_back(name, std::move(value));
+}
+
+Status Server::start() {
+  Options& options = state_->options;
+  if (options.api_key.empty() && !is_loopback(options.host)) {
+    return invalid_argument("binding to " + options.host + " lets others in: set an API key (--api-key or LATHE_API_KEY), or bind to 127.0.0.1");
+  }
+  state_->configure();
+  // The library's default lets two servers share a port; a second one must fail instead.
+  state_->server.set_socket_options([](socket_t socket) {
+    const int yes = 1;
+    ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  });
+  if (options.port == 0) {
+    options.port = state_->server.bind_to_any_port(options.host);
+    if (options.port < 0) return Error{Code::kIo, "cannot bind to " + options.host};
+  } else if (!state_->server.bind_to_port(options.host, options.port)) {
+    return Error{Code::kConflict, "cannot listen on " + options.host + ":" + std::to_string(options.port) + "; is the port in use? choose another with --port"};
+  }
+  state_->listener = std::jthread([this] { state_->server.listen_after_bind(); });
+  // stop() does nothing before the listener runs, so start() returns only once it does.
+  while (!state_->server.is_running()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  return {};
+}
+
+int Server::port() const { return state_->options.port; }
+
+void Server::stop() {
+  if (!state_->listener.joinable()) return;
+  state_->server.stop();
+  state_->listener.join();
+}
+
+}  // namespace lathe::http

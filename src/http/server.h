@@ -1,0 +1,67 @@
+// Server: HTTP/1.1 with server-sent events over cpp-httplib. Knows routes, keys, limits and connections, nothing of models.
+//
+// Threads: start() listens on a thread of its own; handlers run on a bounded pool, one request each, concurrently. stop()
+//          from any thread but a handler's: no new requests, waits for those in flight.
+// Memory:  bodies are bounded by max_body_bytes (413 beyond); connections by the pool and its queue.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+
+namespace lathe::http {
+
+struct Options {
+  std::string host = "127.0.0.1";
+  int port = 8077;      // 0: any free one
+  std::string api_key;  // empty: none asked for; then only loopback addresses may be bound
+  int threads = 16;     // requests handled at once
+  int64_t max_body_bytes = 8 << 20;
+};
+
+struct Request {
+  std::string path;
+  std::string argument;  // what a trailing "/*" of the route matched
+  std::string body;
+  std::function<std::string(const std::string& name)> query;  // value of a query parameter, or empty
+};
+
+// Writes one event; false when the client is gone.
+using SendEvent = std::function<bool(std::string_view data)>;
+
+struct Response {
+  int status = 200;
+  std::string body;
+  std::string content_type = "application/json";
+  // If set, the response is a stream of events and `body` is not sent. Returns when the stream is complete.
+  std::function<void(const SendEvent& send)> stream;
+};
+
+using Handler = std::function<Response(const Request&)>;
+
+class Server {
+ public:
+  explicit Server(Options options);
+  ~Server();
+
+  // Before start(). A path may end in "/*". A handler that throws is answered with 500.
+  void route(const std::string& method, const std::string& path, Handler handler);
+  // Headers added to every response at the time it is sent.
+  void set_header(const std::string& name, std::function<std::string()> value);
+
+  // Binds and listens. kConflict names a port in use; kInvalidArgument an address that needs a key.
+  Status start();
+  int port() const;
+  void stop();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lathe::http
