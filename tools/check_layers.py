@@ -11,7 +11,7 @@ import sys
 import tempfile
 
 TORCH = re.compile(r"(ATen|torch|c10|caffe2)/|cuda|cublas|cudnn|nccl")
-NOT_IN_HEADERS = re.compile(r"nlohmann/|httplib\.h|sqlite3\.h")
+NOT_IN_HEADERS = re.compile(r"nlohmann/(?!json_fwd\.hpp)|httplib\.h|sqlite3\.h")
 ONLY_IN = {"httplib.h": "http", "sqlite3.h": "store"}
 LONG = 600
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
@@ -72,7 +72,7 @@ def self_test():
         "base/b.h": "#include \"store/s.h\"\n",  # fault: points down
         "base/c.cpp": "#include <ATen/ATen.h>\n#include \"c_header_of_another_project.h\"\n",  # fault: torch in a core module
         "base/d.cpp": "#include \"a.h\"\n",  # fault: not from src/
-        "store/s.h": "#include \"base/a.h\"\n#include <nlohmann/json.hpp>\n",  # fault: json in a header
+        "store/s.h": "#include \"base/a.h\"\n#include <nlohmann/json.hpp>\n#include <nlohmann/json_fwd.hpp>\n",  # fault: json in a header
         "store/s.cpp": "#include <nlohmann/json.hpp>\n#include <sqlite3.h>\n",
         "http/h.cpp": "#include <httplib.h>\n  #  include <sqlite3.h>\n",  # fault: sqlite outside store
         "weights/w.h": "#include <ATen/core/Tensor.h>\n#include \"store/s.h\"\n",

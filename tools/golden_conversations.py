@@ -1,5 +1,6 @@
 """The conversations of tests/golden/text: what chat clients send, and what they should not."""
 
+import json
 import random
 
 SYSTEMS = [
@@ -80,7 +81,6 @@ class Maker:
         for i in range(self.pick([1, 1, 2, 3])):
             name, arguments = self.pick(CALLS)
             if as_string:
-                import json
                 arguments = json.dumps(arguments, ensure_ascii=self.chance(0.5))
             calls.append({"id": f"call{i:05}", "type": "function", "function": {"name": name, "arguments": arguments}})
         message = {"role": "assistant", "content": self.pick([None, "", "Let me check."]), "tool_calls": calls}
@@ -118,3 +118,47 @@ class Maker:
 def make(count):
     maker = Maker(20241124)
     return [maker.conversation() for _ in range(count)]
+
+# Template source and variables: what templates do, one thing at a time.
+EXPRESSIONS = [(source, {}) for source in [
+    "{{ 1.0 }} {{ 1e-5 }} {{ 1e16 }} {{ 123456789.5 }} {{ -0.0 }} {{ 7 / 2 }} {{ 7 // 2 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 2 ** 10 }} {{ 4 / 2 }}",
+    "{{ true }} {{ none }} {{ [true, none, 'a', 1.5] }} {{ {'a': 1, 'b': [none]} }}", "{{ 'a' ~ 1 ~ true ~ none ~ 1.0 ~ [1] }}",
+    "{{ missing }}|{{ missing is defined }}|{{ missing is undefined }}|{{ missing or 'x' }}|{{ missing | default('d') }}", "{{ missing.x }}", "{{ 'a' + 1 }}",
+    "{{ 'a' + missing }}", "{{ [1, 2] + [3] }}", "{{ 'ab' * 3 }}", "{{ '' is string }} {{ 1 is string }} {{ {} is mapping }} {{ [] is mapping }}",
+    "{{ 'a' is iterable }} {{ [] is iterable }} {{ {} is iterable }} {{ 1 is iterable }} {{ none is iterable }}",
+    "{{ 'a' is sequence }} {{ [] is sequence }} {{ {} is sequence }} {{ 1 is sequence }} {{ none is sequence }}",
+    "{{ 1 is true }} {{ true is true }} {{ 0 is false }} {{ false is false }} {{ 1 is number }} {{ true is number }} {{ 1.5 is float }} {{ 1 is integer }} {{ true is boolean }}",
+    "{{ none is none }} {{ 3 is odd }} {{ 3 is divisibleby(3) }} {{ 'a' is in ['a'] }} {{ 'A' is upper }} {{ 1 is eq(1) }} {{ 'x' is callable }}",
+    "{{ 'a,b,,c'.split(',') }} {{ ' a  b '.split() }} {{ 'a-b-c'.split('-', 1) }} {{ 'a-b-c'.rsplit('-', 1) }} {{ 'a\nb\r\nc'.splitlines() }}",
+    "{{ 'xxabxx'.strip('x') }} {{ ' a '.strip() }}| {{ 'xxa'.lstrip('x') }} {{ 'axx'.rstrip('x') }} {{ 'abc'.strip('ca') }} {{ '\n\na\n'.lstrip('\n') }}",
+    "{{ 'abc'.startswith('ab') }} {{ 'abc'.endswith(('x', 'c')) }} {{ 'abc'.find('c') }} {{ 'abc'.find('x') }} {{ 'aXbX'.replace('X', '-') }} {{ 'aXbX'.replace('X', '-', 1) }} {{ 'abcb'.count('b') }}",
+    "{{ 'straße ÉCOLE'.upper() }} {{ 'ÉCOLE'.lower() }} {{ 'hello world'.title() }} {{ 'hello World'.capitalize() }} {{ 'ab'.isalpha() }} {{ '12'.isdigit() }} {{ '-'.join(['a', 'b']) }}",
+    "{{ 'ab'.removeprefix('a') }} {{ 'ab'.removesuffix('b') }} {{ 'a=b'.partition('=') }} {{ 'ab'.center(6) }} {{ '7'.zfill(3) }}",
+    "{{ 'abcdef'[1:3] }} {{ 'abcdef'[-2:] }} {{ 'abcdef'[::-1] }} {{ 'abc'[0] }} {{ 'héllo'[1] }} {{ [1, 2, 3][::-1] }} {{ [1, 2, 3][-1] }} {{ 'abc'[9] }} {{ 'héllo' | length }}",
+    "{{ {'a': 1}.items() | list }} {{ {'a': 1, 'b': 2}.keys() | list }} {{ {'a': 1}.values() | list }} {{ {'a': 1}.get('b') }} {{ {'a': 1}.get('b', 2) }} {{ 'a' in {'a': 1} }}",
+    "{{ {'items': 3}.items }} {{ {'items': 3}['items'] }}", "{% for k, v in {'b': 1, 'a': 2}.items() %}{{ k }}={{ v }};{% endfor %}{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ k }}={{ v }};{% endfor %}",
+    "{{ [3, 1, 2] | sort }} {{ [3, 1, 2] | max }} {{ [1, 2] | sum }} {{ [1, 1, 2] | unique | list }} {{ ['a', 'b'] | join(', ') }} {{ [1, 2] | first }} {{ [1, 2] | last }} {{ [1, 2] | reverse | list }}",
+    "{{ [{'a': 1}, {'a': 2}] | map(attribute='a') | list }} {{ [{'a': 1}, {'a': 2}] | selectattr('a', 'equalto', 2) | list }} {{ [1, 2, 3] | select('odd') | list }} {{ [0, 1, none] | reject('none') | list }} {{ ['a'] | map('upper') | join }}",
+    "{{ '  a ' | trim }}|{{ 'xax' | trim('x') }}|{{ 'a' | upper }}|{{ 'a b' | title }}|{{ 'ab' | capitalize }}|{{ 'a' | replace('a', 'b') }}|{{ 'abc' | list }}|{{ '3' | int + 1 }}|{{ '1.5' | float }}|{{ 'x' | int(7) }}|{{ 2.567 | round(1) }}|{{ 3 | string + '!' }}",
+    "{{ 'a\nb' | indent(2) }}|{{ 'a\nb' | indent(2, true) }}|{{ -3 | abs }}|{{ 'a<b>' | safe }}|{{ 'a<b>' | e }}|{{ [1, 2, 3] | batch(2) | list }}|{{ '%s-%d' | format('a', 3) }}",
+    "{{ none | default('x') }} {{ none | default('x', true) }} {{ '' | default('x', true) }} {{ [] | length }} {{ none | trim }} {{ missing | trim }}|{{ missing | length }}",
+    "{{ {'b': [1, 2.0, 1e-7], 'a': 'é<>&\\'\"\\n'} | tojson }} {{ {'b': {'c': []}, 'a': [1]} | tojson(indent=2) }}",
+    "{{ {'b': 1, 'a': [1, 2]} | tojson(separators=(',', ':')) }} {{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true, ensure_ascii=true) }} {{ 'x' | tojson }} {{ none | tojson }} {{ true | tojson }}",
+    "{{ missing | tojson }}", "{{ raise_exception('my message') }}", "{{ missing() }}", "{{ 'a' | nonsense }}",
+    "{% set x = 1 %}{% for i in [1] %}{% set x = 2 %}{% endfor %}{{ x }}{% if true %}{% set x = 3 %}{% endif %}{{ x }}", "{% set ns = namespace(a=1) %}{% for i in range(3) %}{% set ns.a = ns.a + i %}{% endfor %}{{ ns.a }}",
+    "{% for x in [1, 2, 3] %}{{ loop.index }}{{ loop.index0 }}{{ loop.revindex }}{{ loop.first }}{{ loop.last }}{{ loop.length }}{{ loop.previtem }}{{ loop.nextitem }} {% endfor %}",
+    "{% for x in [1, 2, 3, 4] %}{% if x == 2 %}{% continue %}{% endif %}{% if x == 4 %}{% break %}{% endif %}{{ x }}{% endfor %}", "{% for x in [] %}a{% else %}empty{% endfor %}{% for x in [1, 2, 3] if x > 1 %}{{ x }}{{ loop.index }}{% endfor %}",
+    "{% macro m(a, b='B', c=none) %}[{{ a }}{{ b }}{{ c }}]{% endmacro %}{{ m('x') }}{{ m('x', c=1) }}{% call m('y') %}{% endcall %}", "{% set t %}  a {{ 1 + 1 }} {% endset %}[{{ t }}]{{ t | trim }}",
+    "{% filter upper %}abc{% endfilter %}{# comment #}{% raw %}{{ raw }}{% endraw %}", "{{ 'a' if false }}|{{ 'a' if true else 'b' }}|{{ (1, 2) }}|{{ (1,) }}|{{ [1, 2] == [1, 2] }}|{{ 1 == 1.0 }}|{{ not '' }}|{{ '' and 1 }}|{{ 0 or 'z' }}",
+    "a\n  {% if true %}\nb\n  {% endif %}\nc\n", "a\n  {%- if true -%}\n b \n{%- endif %}\n\nc\n\n", "  {{ 'x' }}  \n  {# c #}\ny\n", "{%- set x = 'a' -%}\n\n {{- x -}} \n b", "a {%+ if true %}b{% endif +%}\nc",
+    "{{ \"a\\tb\\n\\\\ \\u00e9 \\x41\" }}", "{{ \"it's\" }} {{ [\"it's\", 'say \"x\"', \"b\\\\\", 'é', '\\n'] }}", "{{ 10 | string | length }} {{ 1_000 }} {{ 'x' in 'axb' }} {{ 'x' not in ['y'] }} {{ 1 < 2 < 3 }}",
+    "{{ dict(a=1, b='x') }} {{ range(3) | list }} {{ range(1, 7, 2) | list }} {{ cycler('a', 'b').next() }}", "{% for a, b in [[1, 2], [3, 4]] %}{{ a + b }} {% endfor %}{% set a, b = [5, 6] %}{{ a }}{{ b }}",
+    "{% if 'x' is string and not 1 is mapping %}yes{% endif %}{{ 'yes' if [] is not none }}", "{{ '\x1c a \x1f'.strip() }}|{{ '\u00a0a\u2003' | trim }}|{{ '\u200ba' | trim }}", "{% generation %}x{% endgeneration %}{% generation %}{% set q = 1 %}{% endgeneration %}{{ q }}",
+    "{% for m in [1] recursive %}{{ m }}{% endfor %}{{ 'abc' | first }}{{ 'abc' | last }}{{ {'a': 1} | first }}{{ 'a b' | wordcount }}{{ 'abcdef' | truncate(3, true, '') }}",
+    "{{ [1, [2, 3]] | string }} {{ 'A'.lower() ~ 'b'.upper() }} {{ 'x'.join('abc') }} {{ 1 is sameas(1) }} {{ '1' == 1 }} {{ [1] in [[1]] }} {{ {'a': 1} == {'a': 1} }}",
+    "{{ ['b', 'A', 'c'] | sort }} {{ [{'n': 2}, {'n': 1}] | sort(attribute='n') }} {{ 'abc' | reverse }} {{ [1, 2, 3, 4] | slice(2) | list }} {{ 5 | float }} {{ 10 // 3 }} {{ 3.7 | int }}",
+    "{{ [1, 2].append(3) }}", "{{ {'a': 1}.update({'b': 2}) }}", "{{ 'a{}b{}'.format(1, 'x') }}", "{{ loop }}", "{% if x %}", "{{ [] | first }}|{{ 'a'.nonsense }}|{{ {'a': {'b': 1}}.a.b }}|{{ {'a': 1}['zz'] }}",
+]] + [(source, {"d": {"z": 1, "a": [1.0, True, None, "é'"]}, "big": 12345678901234567890, "f": 0.1, "s": "a\nb", "e": []}) for source in [
+    "{{ d }} {{ big }} {{ f }} {{ s }} {{ e }}", "{{ d | tojson }} {{ big | tojson }} {{ f | tojson }} {{ s | tojson }} {{ e | tojson(indent=4) }}", "{{ d.a[0] + 1 }} {{ f * 3 }} {{ big + 1 }}",
+    "{% for k in d %}{{ k }}{% endfor %}{{ d | length }}{{ d | list }}{% for k, v in d | items %}{{ k }}{{ v }}{% endfor %}", "{% if d.a is sequence and d.a is not string and d.a is not mapping %}list{% endif %}{{ d.missing is defined }}{{ d['a'][-1] }}",
+]]

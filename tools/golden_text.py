@@ -145,6 +145,14 @@ def golden_generation(source, case):
     return {"text": text, "spans": byte_spans(text, spans)}
 
 
+def golden_expression(source, variables):
+    try:
+        (text,), _ = chat_template_utils.render_jinja_template([[{"role": "user", "content": "hi"}]], chat_template=source, **variables)
+    except Exception as error:  # templates raise whatever they like
+        return {"source": source, "variables": variables, "error": str(error)}
+    return {"source": source, "variables": variables, "text": text}
+
+
 def write_model(name, directory, strings, cases):
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(directory)  # tokenizer.json as it is
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in strings]
@@ -170,6 +178,7 @@ def main(smollm2, others):
     write_model("smollm2", smollm2, strings, cases)
     for directory in sorted(pathlib.Path(others).iterdir()):
         write_model(directory.name, directory, strings, cases)
+    write_json(OUT / "expressions.json", [golden_expression(*expression) for expression in golden_conversations.EXPRESSIONS])
     source = (OUT / "own/generation.jinja").read_text()
     write_json(OUT / "generation.json", [golden_generation(source, case) for case in cases])
 
