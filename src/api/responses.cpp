@@ -92,7 +92,8 @@ Json model_json(const std::string& model, int64_t created, int64_t max_context) 
 Json job_json(const store::Job& job) {
   Json json = {{"id", job.id}, {"object", "learn.job"}, {"status", job.state}, {"created_at", job.created_at}};
   if (job.finished_at > 0) json["finished_at"] = job.finished_at;
-  for (const auto& [name, value] : parsed(job.result_json).items()) json[name] = value;
+  const Json result = parsed(job.result_json);  // named: items() of a temporary would outlive it
+  for (const auto& [name, value] : result.items()) json[name] = value;
   return json;
 }
 
