@@ -14,7 +14,7 @@ test: build      ## build and run every test
 demo: build      ## teach a served model a fact, and undo it
 	@scripts/demo.sh
 
-test-reference: build  ## compare with transformers (own environment in the cache, about 600 MB more)
+test-reference: build  ## compare with transformers (own environment in the cache: 0.7 GB to download, 1.7 GB on disk)
 	@tests/reference/run.sh
 
 bench: build     ## measure speed and memory beside transformers
