@@ -29,10 +29,11 @@ import golden_conversations  # noqa: E402
 import texts  # noqa: E402
 
 # What opens an assistant turn, what a template may put there by itself, and what ends it.
-THINK = r"(?:<think>\n\n</think>\n\n|<think>\n)?"
+THINK = r"(?:<think>\n\n</think>\n\n|<think>\n)"
 TURNS = {
-    "own": r"<\|im_start\|>assistant\n" + THINK + r"(.*?<\|im_end\|>)",
-    "qwen3": r"<\|im_start\|>assistant\n" + THINK + r"(.*?<\|im_end\|>)",
+    "own": r"<\|im_start\|>assistant\n" + THINK + r"?(.*?<\|im_end\|>)",
+    # Writes an empty <think> block by itself only in the last message.
+    "qwen3": r"<\|im_start\|>assistant\n(?:" + THINK + r"(?=(?:(?!<\|im_start\|>).)*\Z))?(.*?<\|im_end\|>)",
     "smollm2": r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)",
     "llama3_1": r"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n(.*?<\|eot_id\|>)",
     "gemma3": r"<start_of_turn>model\n(.*?<end_of_turn>)",
@@ -139,7 +140,7 @@ def golden_conversation(tokenizer, name, case, parts):
 def golden_generation(source, case):
     """transformers' own spans, from the template's generation tags."""
     try:
-        (text,), (spans,) = chat_template_utils.render_jinja_template([case["messages"]], chat_template=source, return_assistant_tokens_mask=True)
+        (text,), (spans,) = chat_template_utils.render_jinja_template([prepared(case["messages"], parts=False)], chat_template=source, return_assistant_tokens_mask=True)
     except Exception as error:  # templates raise whatever they like
         return {"error": str(error)}
     return {"text": text, "spans": byte_spans(text, spans)}

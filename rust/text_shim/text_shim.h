@@ -45,7 +45,8 @@ int32_t lathe_tokenizer_id_to_token(const lathe_tokenizer* tokenizer, uint32_t i
  * strftime_now). context: a JSON object of variables. */
 int32_t lathe_template_create(const uint8_t* source, size_t size, lathe_template** out, lathe_text_buffer* error);
 void lathe_template_release(lathe_template* chat_template);
-int32_t lathe_template_render(const lathe_template* chat_template, const uint8_t* context, size_t size,
+/* mark_generation: put U+FDD3 and U+FDD4 around what the template has in {% generation %} blocks. */
+int32_t lathe_template_render(const lathe_template* chat_template, const uint8_t* context, size_t size, int32_t mark_generation,
                               lathe_text_buffer* text, lathe_text_buffer* error);
 
 #ifdef __cplusplus

@@ -1,9 +1,7 @@
 // ChatTemplate: messages to the text a model was trained on, and where in it the assistant speaks.
 //
 // Spans come from the text as it is rendered once, never from the difference of two prefixes: templates render a turn
-// differently once more turns follow (research in docs/research/text.md). To find a turn, the conversation is rendered once
-// more with that turn's content replaced by a nonce; what the two texts do not share is what the model said. The span then
-// takes in the special token that ends the turn.
+// differently once more turns follow. turn_spans.h says how a turn is found.
 //
 // Threads: immutable after load, any thread.
 #pragma once
@@ -37,7 +35,9 @@ struct RenderOptions {
 
 struct Conversation {
   std::string text;
-  std::vector<ByteSpan> assistant;  // one per assistant message, in order
+  // One per assistant message, in order: what the model said, with the special token that ends the turn. What the template puts
+  // before it by itself (headers, an empty <think> block) is not part of it.
+  std::vector<ByteSpan> assistant;
 };
 
 class ChatTemplate {
@@ -46,6 +46,8 @@ class ChatTemplate {
   // special tokens, any of which may end a turn.
   static Result<ChatTemplate> create(std::string_view source, std::string variables_json, std::vector<std::string> special);
 
+  // Rendered as transformers renders, from messages prepared as servers prepare them: tool-call arguments parsed, content in
+  // parts joined if the template does not take parts, and where the template refuses these, as they came.
   // kInvalidArgument, by name: an unknown role, no messages, malformed JSON fields, whatever the template raises.
   Result<std::string> render(std::span<const Message> messages, const RenderOptions& options) const;
 
@@ -53,12 +55,18 @@ class ChatTemplate {
   Result<Conversation> render_with_spans(std::span<const Message> messages, const RenderOptions& options) const;
 
  private:
+  struct Prepared;
+  Result<Prepared> prepare(std::span<const Message> messages, const RenderOptions& options) const;
+
   struct Release {
     void operator()(lathe_template* handle) const;
   };
   std::unique_ptr<lathe_template, Release> handle_;
   std::string variables_json_;
   std::vector<std::string> special_;  // longest first
+  bool takes_parts_ = false;
+  bool marks_generation_ = false;
+  bool ends_turns_ = true;
 };
 
 }  // namespace lathe::text

@@ -28,6 +28,8 @@ class Text {
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
   bool has_chat_template() const { return template_.has_value(); }
+  // Never null; kUnsupported if the directory has none.
+  Result<const ChatTemplate*> chat_template() const;
 
   Result<std::vector<TokenId>> prompt(std::span<const Message> messages, const RenderOptions& options) const;
 
@@ -37,8 +39,6 @@ class Text {
                               const RenderOptions& options) const;
 
  private:
-  Result<const ChatTemplate*> chat_template() const;
-
   Tokenizer tokenizer_;
   std::optional<ChatTemplate> template_;
 };

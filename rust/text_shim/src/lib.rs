@@ -3,6 +3,7 @@
 //! Every entry point converts its raw arguments, runs one safe function inside `catch_unwind`, and hands the result or a
 //! message back. The safe halves live in `tokenizer` and `template`.
 
+mod methods;
 mod python;
 mod template;
 mod tokenizer;
@@ -171,11 +172,12 @@ pub unsafe extern "C" fn lathe_template_render(
     template: *const ChatTemplate,
     context: *const u8,
     size: usize,
+    mark_generation: i32,
     out: *mut Buffer,
     error: *mut Buffer,
 ) -> i32 {
     guarded(error, || {
-        *out = (*template).render(text(context, size)?)?.into_bytes().into();
+        *out = (*template).render(text(context, size)?, mark_generation != 0)?.into_bytes().into();
         Ok(())
     })
 }

@@ -83,60 +83,92 @@ fn quoted(text: &str) -> String {
     out
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`.
-pub fn json(value: &Json, indent: Option<usize>) -> String {
-    let mut out = String::new();
-    write_json(&mut out, value, indent, 0);
-    out
+/// The options of `json.dumps`.
+#[derive(Default)]
+pub struct JsonStyle {
+    pub indent: Option<usize>,
+    pub ensure_ascii: bool,
+    pub sort_keys: bool,
+    /// Between items and after a key; by default ", " and ": ", and "," at the end of a line.
+    pub separators: Option<(String, String)>,
 }
 
-fn write_json(out: &mut String, value: &Json, indent: Option<usize>, depth: usize) {
-    match value {
-        Json::Array(items) => {
-            let write = |out: &mut String, i: usize| write_json(out, &items[i], indent, depth + 1);
-            write_container(out, ('[', ']'), items.len(), indent, depth, write);
-        }
-        Json::Object(map) => {
-            let entries: Vec<_> = map.iter().collect();
-            let write = |out: &mut String, i: usize| {
-                let (key, item) = entries[i];
-                out.push_str(&Json::String(key.clone()).to_string());
-                out.push_str(": ");
-                write_json(out, item, indent, depth + 1);
-            };
-            write_container(out, ('{', '}'), entries.len(), indent, depth, write);
-        }
-        Json::Number(number) if number.is_f64() => out.push_str(&float(number.as_f64().unwrap_or_default())),
-        scalar => out.push_str(&scalar.to_string()),
-    }
-}
-
-fn write_container(
-    out: &mut String,
-    brackets: (char, char),
-    count: usize,
-    indent: Option<usize>,
-    depth: usize,
-    write_item: impl Fn(&mut String, usize),
-) {
-    let new_line = |out: &mut String, depth: usize| {
-        if let Some(width) = indent {
-            out.push('\n');
-            out.push_str(&" ".repeat(width * depth));
-        }
+/// `json.dumps(value, ...)`.
+pub fn json(value: &Json, style: &JsonStyle) -> String {
+    let (item, key) = match &style.separators {
+        Some((item, key)) => (item.as_str(), key.as_str()),
+        None => (if style.indent.is_some() { "," } else { ", " }, ": "),
     };
-    out.push(brackets.0);
-    for i in 0..count {
-        if i > 0 {
-            out.push_str(if indent.is_some() { "," } else { ", " });
+    let mut writer = JsonWriter { out: String::new(), style, item, key };
+    writer.write(value, 0);
+    writer.out
+}
+
+struct JsonWriter<'a> {
+    out: String,
+    style: &'a JsonStyle,
+    item: &'a str,
+    key: &'a str,
+}
+
+impl JsonWriter<'_> {
+    fn write(&mut self, value: &Json, depth: usize) {
+        match value {
+            Json::Array(items) => self.write_items(['[', ']'], items.iter().map(|item| (None, item)).collect(), depth),
+            Json::Object(map) => {
+                let mut entries: Vec<_> = map.iter().map(|(key, item)| (Some(key), item)).collect();
+                if self.style.sort_keys {
+                    entries.sort_by_key(|(key, _)| *key);
+                }
+                self.write_items(['{', '}'], entries, depth);
+            }
+            Json::String(text) => self.write_string(text),
+            Json::Number(number) if number.is_f64() => self.out.push_str(&float(number.as_f64().unwrap_or_default())),
+            scalar => self.out.push_str(&scalar.to_string()),
         }
-        new_line(out, depth + 1);
-        write_item(out, i);
     }
-    if count > 0 {
-        new_line(out, depth);
+
+    fn write_items(&mut self, brackets: [char; 2], items: Vec<(Option<&String>, &Json)>, depth: usize) {
+        self.out.push(brackets[0]);
+        for (i, (key, item)) in items.iter().enumerate() {
+            if i > 0 {
+                self.out.push_str(self.item);
+            }
+            self.new_line(depth + 1);
+            if let Some(key) = key {
+                self.write_string(key);
+                self.out.push_str(self.key);
+            }
+            self.write(item, depth + 1);
+        }
+        if !items.is_empty() {
+            self.new_line(depth);
+        }
+        self.out.push(brackets[1]);
     }
-    out.push(brackets.1);
+
+    fn write_string(&mut self, text: &str) {
+        let literal = Json::String(text.to_string()).to_string();
+        if !self.style.ensure_ascii {
+            self.out.push_str(&literal);
+            return;
+        }
+        for unit in literal.encode_utf16() {
+            match char::from_u32(unit.into()) {
+                Some(c) if c.is_ascii() && c != '\x7f' => self.out.push(c),
+                _ => {
+                    let _ = write!(self.out, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+
+    fn new_line(&mut self, depth: usize) {
+        if let Some(width) = self.style.indent {
+            self.out.push('\n');
+            self.out.push_str(&" ".repeat(width * depth));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -157,8 +189,10 @@ mod tests {
     #[test]
     fn json_is_that_of_python() {
         let value = json!({"b": [1, 2.0, true, null, "é\n\"<"], "a": {}, "c": []});
-        assert_eq!(super::json(&value, None), r#"{"b": [1, 2.0, true, null, "é\n\"<"], "a": {}, "c": []}"#);
-        assert_eq!(super::json(&json!({"a": [1, 2]}), Some(2)), "{\n  \"a\": [\n    1,\n    2\n  ]\n}");
+        assert_eq!(super::json(&value, &JsonStyle::default()), r#"{"b": [1, 2.0, true, null, "é\n\"<"], "a": {}, "c": []}"#);
+        assert_eq!(super::json(&json!({"a": [1, 2]}), &JsonStyle { indent: Some(2), ..Default::default() }), "{\n  \"a\": [\n    1,\n    2\n  ]\n}");
+        let ascii = JsonStyle { ensure_ascii: true, sort_keys: true, separators: Some((",".into(), ":".into())), ..Default::default() };
+        assert_eq!(super::json(&value, &ascii), r#"{"a":{},"b":[1,2.0,true,null,"\u00e9\n\"<"],"c":[]}"#);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The tokenizer of `tokenizer.json`, as servers use it: no special tokens added, no truncation, no padding.
 
 use serde_json::json;
-use tokenizers::Tokenizer;
+use tokenizers::{PostProcessorWrapper, Tokenizer};
 
 pub struct TextTokenizer {
     inner: Tokenizer,
@@ -12,6 +12,9 @@ impl TextTokenizer {
         let mut inner = Tokenizer::from_bytes(json).map_err(|e| format!("not a usable tokenizer.json: {e}"))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| e.to_string())?;
+        // Post-processors add special tokens, which is the template's business here, and may cut white space off the offsets:
+        // a token of white space would lie nowhere in the text.
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         Ok(TextTokenizer { inner })
     }
 
