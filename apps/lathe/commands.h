@@ -13,6 +13,11 @@ namespace lathe::cli {
 using Run = std::function<int()>;
 
 Run add_serve(CLI::App& app);
+Run add_chat(CLI::App& app);
+Run add_learn(CLI::App& app);
+Run add_train(CLI::App& app);
+Run add_sync(CLI::App& app);
 Run add_rollback(CLI::App& app);
+Run add_doctor(CLI::App& app);
 
 }  // namespace lathe::cli

@@ -16,7 +16,12 @@ int main(int argc, char** argv) {
   };
   static constexpr Command kCommands[] = {
       {"serve", "Serve a model directory over the OpenAI API, and learn", lathe::cli::add_serve},
+      {"chat", "Talk to a running server, and correct it with /fix", lathe::cli::add_chat},
+      {"learn", "Teach a running server one better answer", lathe::cli::add_learn},
+      {"train", "Fine-tune a model directory on a data set, in place", lathe::cli::add_train},
+      {"sync", "Make what a running server learned durable now", lathe::cli::add_sync},
       {"rollback", "Put back the weights that the last sync replaced", lathe::cli::add_rollback},
+      {"doctor", "Say what would fail, and how to mend it, before anything is touched", lathe::cli::add_doctor},
   };
   std::map<CLI::App*, lathe::cli::Run> runs;
   for (const Command& command : kCommands) {

@@ -148,8 +148,9 @@ Result<std::vector<Prompt>> parse_prompts(const Json& json) {
   return prompts;
 }
 
-// Which assistant turns are learned: per-message "weight", then "turns": "last" (default), "all" or a list of indices.
-Result<std::vector<float>> parse_turns(const Json& json, const Json* turns) {
+// Which assistant turns are learned: per-message "weight", then "turns": "last", "all" or a list of indices. With neither,
+// all of them or the last one.
+Result<std::vector<float>> parse_turns(const Json& json, const Json* turns, bool all_by_default) {
   std::vector<float> weights;
   bool weighted = false;
   for (const Json& message : json["messages"]) {
@@ -168,8 +169,8 @@ Result<std::vector<float>> parse_turns(const Json& json, const Json* turns) {
       if (std::find(kept.begin(), kept.end(), i) == kept.end()) weights[i] = 0;
     }
   };
-  const bool all = turns && *turns == "all";
-  if (all || (!turns && weighted)) return weights;
+  const bool all = turns ? *turns == "all" : weighted || all_by_default;
+  if (all) return weights;
   if (!turns || *turns == "last") {
     keep_only({weights.size() - 1});
     return weights;
@@ -185,11 +186,11 @@ Result<std::vector<float>> parse_turns(const Json& json, const Json* turns) {
   return weights;
 }
 
-Result<LearnExample> read_example(const Json& json, Fields& fields) {
+Result<LearnExample> read_example(const Json& json, Fields& fields, bool all_by_default = false) {
   LearnExample example;
   example.messages = LATHE_TRY(parse_messages(json));
   const bool has_turns = fields.has("turns");
-  example.turn_weights = LATHE_TRY(parse_turns(json, has_turns ? &json["turns"] : nullptr));
+  example.turn_weights = LATHE_TRY(parse_turns(json, has_turns ? &json["turns"] : nullptr, all_by_default));
   read_render(fields, example.render);
   LATHE_TRY(fields.status());
   const Json canonical = {{"messages", json["messages"]}, {"turns", example.turn_weights}, {"tools", json.value("tools", Json())}};
@@ -283,7 +284,7 @@ Result<LearnRequest> parse_learn(std::string_view body) {
 Result<LearnExample> parse_training_line(std::string_view line) {
   const Json json = LATHE_TRY(parse_object(line));
   Fields fields(json);
-  LearnExample example = LATHE_TRY(read_example(json, fields));
+  LearnExample example = LATHE_TRY(read_example(json, fields, /*all_by_default=*/true));
   return example;
 }
 

@@ -51,11 +51,11 @@ struct Server::State {
   }
 
   void configure();
-  void answer(const Handler& handler, const httplib::Request& request, httplib::Response& response) const;
+  void answer(const Handler& handler, const httplib::Request& request, std::string body, httplib::Response& response) const;
 };
 
-void Server::State::answer(const Handler& handler, const httplib::Request& request, httplib::Response& response) const {
-  Request native{.path = request.path, .body = request.body, .query = [&](const std::string& name) { return request.get_param_value(name); }};
+void Server::State::answer(const Handler& handler, const httplib::Request& request, std::string body, httplib::Response& response) const {
+  Request native{.path = request.path, .body = std::move(body), .query = [&](const std::string& name) { return request.get_param_value(name); }};
   if (request.matches.size() > 1) native.argument = request.matches[1].str();
   Response result = handler(native);
   response.status = result.status;
@@ -102,24 +102,35 @@ void Server::State::configure() {
     log::error(request.path + ": " + what);
     write_error(response, internal("internal error: " + what));
   });
-  // Answers of the library itself: unknown path, body too large.
-  server.set_error_handler([this](const httplib::Request& request, httplib::Response& response) {
+  // Answers of the library itself, such as for an unknown path.
+  server.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
     if (!response.body.empty()) return;
     if (response.status == 404) return write_error(response, not_found("there is no " + request.method + " " + request.path));
-    if (response.status == 413) {
-      return write_error(response, invalid_argument("the request body is larger than " + std::to_string(options.max_body_bytes) + " bytes"), 413);
-    }
     write_error(response, invalid_argument("the request could not be read"), response.status);
   });
   for (const Route& route : routes) {
     std::string pattern = route.path;
     if (pattern.ends_with("/*")) pattern.replace(pattern.size() - 1, 1, "([^/]+)");
-    const auto run = [this, &route](const httplib::Request& request, httplib::Response& response) { answer(route.handler, request, response); };
     if (route.method == "GET") {
-      server.Get(pattern, run);
-    } else {
-      server.Post(pattern, run);
+      server.Get(pattern, [this, &route](const httplib::Request& request, httplib::Response& response) { answer(route.handler, request, "", response); });
+      continue;
     }
+    // The library would wait for a body until it times out when a request announces none, so it is read here.
+    server.Post(pattern, [this, &route](const httplib::Request& request, httplib::Response& response, const httplib::ContentReader& read) {
+      std::string body;
+      const bool announced = request.has_header("Content-Length") || request.has_header("Transfer-Encoding");
+      const bool complete = !announced || read([&](const char* data, size_t size) {
+        body.append(data, size);
+        return static_cast<int64_t>(body.size()) <= options.max_body_bytes;
+      });
+      if (complete) return answer(route.handler, request, std::move(body), response);
+      // The connection may hold the rest of the body; whatever follows on it cannot be trusted.
+      response.set_header("Connection", "close");
+      if (response.status != 413 && static_cast<int64_t>(body.size()) <= options.max_body_bytes) {
+        return write_error(response, invalid_argument("the request body ended early"));
+      }
+      write_error(response, invalid_argument("the request body is larger than " + std::to_string(options.max_body_bytes) + " bytes"), 413);
+    });
   }
 }
 

@@ -1,0 +1,132 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+#include <memory>
+
+#include "client.h"
+#include "commands.h"
+
+namespace lathe::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Options {
+  std::string server = "http://127.0.0.1:8077", api_key, system;
+  double temperature = 0;
+};
+
+constexpr const char* kHelp =
+    "Type a message. Commands:\n"
+    "  /fix BETTER ANSWER   teach the model to answer your last message like this\n"
+    "  /again               ask your last message again\n"
+    "  /new                 start a new conversation\n"
+    "  /sync                make what was learned durable now\n"
+    "  /quit                leave\n";
+
+class Chat {
+ public:
+  Chat(Client client, const Options& options) : client_(std::move(client)), options_(options) { restart(); }
+
+  // Whether to go on.
+  Result<bool> handle(const std::string& line) {
+    if (line == "/quit" || line == "/exit") return false;
+    if (line == "/help") {
+      std::printf("%s", kHelp);
+    } else if (line == "/new") {
+      restart();
+    } else if (line == "/again") {
+      LATHE_TRY(ask_again());
+    } else if (line == "/sync") {
+      const Json synced = LATHE_TRY(client_.post("/v1/sync", Json::object()));
+      std::printf("version %ld is on disk (%.2f s)\n", static_cast<long>(synced.value("version", 0)), synced.value("seconds", 0.0));
+    } else if (line == "/fix" || line.starts_with("/fix ")) {
+      LATHE_TRY(fix(line.size() > 5 ? line.substr(5) : ""));
+    } else if (line.starts_with("/")) {
+      std::printf("unknown command; /help lists them\n");
+    } else if (!line.empty()) {
+      messages_.push_back({{"role", "user"}, {"content", line}});
+      LATHE_TRY(answer());
+    }
+    return true;
+  }
+
+ private:
+  void restart() {
+    messages_ = Json::array();
+    if (!options_.system.empty()) messages_.push_back({{"role", "system"}, {"content", options_.system}});
+  }
+
+  bool answered() const { return !messages_.empty() && messages_.back()["role"] == "assistant"; }
+
+  Status ask_again() {
+    if (!answered()) return invalid_argument("there is no message to ask again");
+    messages_.erase(messages_.size() - 1);
+    return answer();
+  }
+
+  Status answer() {
+    std::string text;
+    const Json body = {{"messages", messages_}, {"temperature", options_.temperature}, {"stream", true}};
+    LATHE_TRY(client_.post_streaming("/v1/chat/completions", body, [&](const Json& event) {
+      if (!event.contains("choices") || event["choices"].empty()) return;
+      const std::string piece = event["choices"][0]["delta"].value("content", "");
+      std::printf("%s", piece.c_str());
+      std::fflush(stdout);
+      text += piece;
+    }));
+    std::printf("\n");
+    messages_.push_back({{"role", "assistant"}, {"content", text}});
+    return {};
+  }
+
+  // The conversation up to the last user message, with the better answer as its only graded turn.
+  Status fix(const std::string& better) {
+    if (!answered()) return invalid_argument("there is no answer to fix yet");
+    if (better.empty()) return invalid_argument("write the better answer behind /fix");
+    Json corrected = messages_;
+    corrected.back()["content"] = better;
+    const Json learned = LATHE_TRY(client_.post("/v1/learn", {{"messages", corrected}}));
+    std::printf("learned in %.2f s (version %ld, loss %.3f -> %.3f); /again asks again\n", learned.value("seconds", 0.0),
+                static_cast<long>(learned.value("version", 0)), learned.value("loss_before", 0.0), learned.value("loss_after", 0.0));
+    messages_ = corrected;
+    return {};
+  }
+
+  Client client_;
+  const Options& options_;
+  Json messages_;
+};
+
+Status run_chat(const Options& options) {
+  auto client = LATHE_TRY(Client::create(options.server, options.api_key));
+  const Json health = LATHE_TRY(client.get("/healthz"));
+  std::printf("%s, version %ld. /help lists the commands.\n", health.value("model", "").c_str(), static_cast<long>(health.value("version", 0)));
+  Chat chat(std::move(client), options);
+  for (std::string line;;) {
+    std::printf("> ");
+    std::fflush(stdout);
+    if (!std::getline(std::cin, line)) return {};
+    const Result<bool> goes_on = chat.handle(line);
+    if (!goes_on.ok()) std::printf("! %s\n", goes_on.error().message.c_str());
+    if (goes_on.ok() && !*goes_on) return {};
+  }
+}
+
+}  // namespace
+
+Run add_chat(CLI::App& app) {
+  const auto options = std::make_shared<Options>();
+  app.add_option("--server", options->server, "Address of `lathe serve`")->envname("LATHE_SERVER")->capture_default_str();
+  app.add_option("--api-key", options->api_key, "Its key")->envname("LATHE_API_KEY");
+  app.add_option("--system", options->system, "System prompt");
+  app.add_option("--temperature", options->temperature, "0 is greedy")->check(CLI::Range(0.0, 100.0))->capture_default_str();
+  return [options] {
+    const Status done = run_chat(*options);
+    if (done.ok()) return 0;
+    std::fprintf(stderr, "lathe chat: %s\n", done.error().message.c_str());
+    return 1;
+  };
+}
+
+}  // namespace lathe::cli

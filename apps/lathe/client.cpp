@@ -1,0 +1,80 @@
+#include "client.h"
+
+#include <httplib.h>
+
+namespace lathe::cli {
+
+using Json = nlohmann::ordered_json;
+
+struct Client::State {
+  std::string url;
+  httplib::Client http;
+  httplib::Headers headers;
+
+  State(const std::string& u, const std::string& key) : url(u), http(u) {
+    http.set_read_timeout(3600);  // a learning job may take its time
+    if (!key.empty()) headers.emplace("Authorization", "Bearer " + key);
+  }
+
+  Error unreachable(httplib::Error error) const {
+    return {Code::kUnavailable, "no answer from " + url + " (" + httplib::to_string(error) + "); is `lathe serve` running there?"};
+  }
+
+  static Error refused(int status, const std::string& body) {
+    const Json json = Json::parse(body, nullptr, false);
+    if (json.is_object() && json.contains("error") && json["error"].is_object()) return invalid_argument(json["error"].value("message", body));
+    return internal("the server answered " + std::to_string(status));
+  }
+
+  Result<Json> read(const httplib::Result& result) const {
+    if (!result) return unreachable(result.error());
+    if (result->status >= 400) return refused(result->status, result->body);
+    Json json = Json::parse(result->body, nullptr, false);
+    if (json.is_discarded()) return internal("the server's answer is not JSON");
+    return json;
+  }
+};
+
+Result<Client> Client::create(const std::string& url, const std::string& api_key) {
+  if (!url.starts_with("http://")) return invalid_argument("the server's address must begin with http://, not '" + url + "'");
+  auto state = std::make_unique<State>(url, api_key);
+  if (!state->http.is_valid()) return invalid_argument("'" + url + "' is not an address");
+  return Client(std::move(state));
+}
+
+Client::Client(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Client::Client(Client&&) noexcept = default;
+Client::~Client() = default;
+
+Result<Json> Client::get(const std::string& path) { return state_->read(state_->http.Get(path, state_->headers)); }
+
+Result<Json> Client::post(const std::string& path, const Json& body) {
+  return state_->read(state_->http.Post(path, state_->headers, body.dump(), "application/json"));
+}
+
+Status Client::post_streaming(const std::string& path, const Json& body, const std::function<void(const Json&)>& on_event) {
+  httplib::Request request;
+  request.method = "POST";
+  request.path = path;
+  request.headers = state_->headers;
+  request.set_header("Content-Type", "application/json");
+  request.body = body.dump();
+  std::string pending, all;
+  request.content_receiver = [&](const char* data, size_t size, uint64_t, uint64_t) {
+    pending.append(data, size);
+    all.append(data, size);
+    for (size_t end; (end = pending.find("\n\n")) != std::string::npos; pending.erase(0, end + 2)) {
+      const std::string event = pending.substr(0, end);
+      if (!event.starts_with("data: ") || event == "data: [DONE]") continue;
+      const Json json = Json::parse(event.substr(6), nullptr, false);
+      if (json.is_object()) on_event(json);
+    }
+    return true;
+  };
+  const httplib::Result result = state_->http.send(request);
+  if (!result) return state_->unreachable(result.error());
+  if (result->status >= 400) return State::refused(result->status, all);
+  return {};
+}
+
+}  // namespace lathe::cli

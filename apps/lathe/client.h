@@ -1,0 +1,34 @@
+// Client: JSON over HTTP to a running `lathe serve`, for the commands that talk to one.
+//
+// Threads: one.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "base/result.h"
+
+namespace lathe::cli {
+
+class Client {
+ public:
+  // url: http://host:port. An empty key sends none.
+  static Result<Client> create(const std::string& url, const std::string& api_key);
+  Client(Client&&) noexcept;
+  ~Client();
+
+  // The server's own message comes back as the error.
+  Result<nlohmann::ordered_json> get(const std::string& path);
+  Result<nlohmann::ordered_json> post(const std::string& path, const nlohmann::ordered_json& body);
+  // Calls on_event for each server-sent event until "[DONE]".
+  Status post_streaming(const std::string& path, const nlohmann::ordered_json& body, const std::function<void(const nlohmann::ordered_json&)>& on_event);
+
+ private:
+  struct State;
+  explicit Client(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lathe::cli

@@ -1,0 +1,145 @@
+#include <sys/sysinfo.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "checkpoint/model_dir.h"
+#include "checkpoint/sync.h"
+#include "commands.h"
+#include "io/env.h"
+#include "model/config.h"
+#include "model/model.h"
+#include "text/text.h"
+
+namespace lathe::cli {
+namespace {
+
+struct Finding {
+  std::string name;
+  bool ok;
+  std::string detail;  // what is, or what to do
+};
+
+std::string mebibytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
+Finding processor() {
+  std::string features, line;
+  std::ifstream info("/proc/cpuinfo");
+  while (std::getline(info, line) && !line.starts_with("flags")) {
+  }
+  for (const char* feature : {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}) {
+    if ((line + " ").find(std::string(" ") + feature + " ") != std::string::npos) features += std::string(features.empty() ? "" : ", ") + feature;
+  }
+  return {"processor", true, std::to_string(std::thread::hardware_concurrency()) + " cores; " + (features.empty() ? "no vector extensions Lathe uses: it will be slow" : features)};
+}
+
+class Doctor {
+ public:
+  explicit Doctor(std::string directory) : directory_(std::move(directory)) {}
+
+  std::vector<Finding> examine() {
+    findings_.push_back(processor());
+    if (directory_.empty()) return findings_;
+    model::ModelConfig config;
+    const bool known = read_config(config);
+    if (const auto dir = checkpoint::ModelDir::open(env_, directory_); dir.ok()) {
+      weights(*dir, known ? &config : nullptr);
+    } else {
+      findings_.push_back({"weights", false, dir.error().message});
+    }
+    text();
+    writable();
+    return findings_;
+  }
+
+ private:
+  bool read_config(model::ModelConfig& config) {
+    const auto read = [&]() -> Result<model::ModelConfig> {
+      const std::string text = LATHE_TRY(io::read_text(env_, directory_ + "/config.json"));
+      return model::ModelConfig::parse(text);
+    }();
+    if (read.ok()) config = *read;
+    findings_.push_back({"config", read.ok(), read.ok() ? std::to_string(config.layers) + " layers, hidden size " + std::to_string(config.hidden_size) : read.error().message});
+    return read.ok();
+  }
+
+  void weights(const checkpoint::ModelDir& dir, const model::ModelConfig* config) {
+    uint64_t bytes = 0;
+    bool links = false;
+    for (const checkpoint::Shard& shard : dir.shards()) {
+      bytes += shard.data->size();
+      const auto stat = env_.stat(directory_ + "/" + shard.file);
+      links |= stat.ok() && stat->is_symlink;
+    }
+    std::string missing;
+    if (config) {
+      for (const auto& spec : model::Model::parameter_specs(*config)) {
+        for (const auto& part : spec.parts) {
+          const auto* info = dir.find(part.name);
+          if (missing.empty() && (!info || info->shape != part.shape)) missing = part.name;
+        }
+      }
+    }
+    findings_.push_back({"weights", missing.empty(), missing.empty() ? std::to_string(dir.shards().size()) + " shards, " + mebibytes(bytes)
+                                                                      : "tensor " + missing + " is missing or has another shape than config.json calls for"});
+    findings_.push_back({"symbolic links", !links, links ? "shards are symbolic links, as in a Hugging Face cache; copy the model with cp -rL first" : "none"});
+    const auto free = env_.free_space(directory_);
+    findings_.push_back({"disk", free.ok() && *free > bytes + (64 << 20), free.ok() ? mebibytes(*free) + " free; a sync needs up to " + mebibytes(bytes) : free.error().message});
+    struct sysinfo memory {};
+    ::sysinfo(&memory);
+    const uint64_t available = uint64_t{memory.freeram + memory.bufferram} * memory.mem_unit;
+    findings_.push_back({"memory", uint64_t{memory.totalram} * memory.mem_unit > 2 * bytes, mebibytes(available) + " free now; weights and a correction need about " + mebibytes(bytes * 2)});
+  }
+
+  void text() {
+    const auto text = text::Text::load(env_, directory_);
+    const bool ok = text.ok() && text->has_chat_template();
+    findings_.push_back({"tokenizer", ok, !text.ok() ? text.error().message : ok ? std::to_string(text->tokenizer().size()) + " tokens, with chat template"
+                                                                              : "no chat template: chat and learn will be refused; add chat_template.jinja"});
+  }
+
+  void writable() {
+    const auto lock = checkpoint::lock_directory(env_, directory_);
+    findings_.push_back({"directory", lock.ok(), lock.ok() ? "writable, no other lathe process" : lock.error().message});
+    const auto version = checkpoint::read_version(env_, directory_);
+    findings_.push_back({"version", version.ok(), version.ok() ? std::to_string(version->version) : version.error().message});
+  }
+
+  io::Env& env_ = io::posix_env();
+  std::string directory_;
+  std::vector<Finding> findings_;
+};
+
+}  // namespace
+
+Run add_doctor(CLI::App& app) {
+  struct Options {
+    std::string directory;
+    bool json = false;
+  };
+  const auto options = std::make_shared<Options>();
+  app.add_option("MODEL_DIR", options->directory, "The model directory to examine");
+  app.add_flag("--json", options->json, "Print findings as JSON");
+  return [options] {
+    const std::vector<Finding> findings = Doctor(options->directory).examine();
+    bool all = true;
+    auto json = nlohmann::ordered_json::array();
+    for (const Finding& finding : findings) {
+      all &= finding.ok;
+      if (options->json) {
+        json.push_back({{"name", finding.name}, {"ok", finding.ok}, {"detail", finding.detail}});
+      } else {
+        std::printf("%-4s %-15s %s\n", finding.ok ? "ok" : "FAIL", finding.name.c_str(), finding.detail.c_str());
+      }
+    }
+    if (options->json) std::printf("%s\n", json.dump(2).c_str());
+    return all ? 0 : 1;
+  };
+}
+
+}  // namespace lathe::cli

@@ -1,0 +1,58 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "client.h"
+#include "commands.h"
+
+namespace lathe::cli {
+namespace {
+
+struct Options {
+  std::string server = "http://127.0.0.1:8077", api_key, question, answer, system;
+  double learning_rate = 0;
+  int64_t steps = 0;
+  bool json = false;
+};
+
+Result<nlohmann::ordered_json> teach(const Options& options) {
+  auto client = LATHE_TRY(Client::create(options.server, options.api_key));
+  nlohmann::ordered_json body = {{"messages", nlohmann::ordered_json::array()}};
+  if (!options.system.empty()) body["messages"].push_back({{"role", "system"}, {"content", options.system}});
+  body["messages"].push_back({{"role", "user"}, {"content", options.question}});
+  body["messages"].push_back({{"role", "assistant"}, {"content", options.answer}});
+  if (options.learning_rate > 0) body["lr"] = options.learning_rate;
+  if (options.steps > 0) body["steps"] = options.steps;
+  return client.post("/v1/learn", body);
+}
+
+}  // namespace
+
+Run add_learn(CLI::App& app) {
+  const auto options = std::make_shared<Options>();
+  app.add_option("QUESTION", options->question, "What a user asks")->required();
+  app.add_option("--answer", options->answer, "What the model should answer")->required();
+  app.add_option("--system", options->system, "System prompt of the conversation");
+  app.add_option("--server", options->server, "Address of `lathe serve`")->envname("LATHE_SERVER")->capture_default_str();
+  app.add_option("--api-key", options->api_key, "Its key")->envname("LATHE_API_KEY");
+  app.add_option("--lr", options->learning_rate, "Learning rate (default: the server's)")->check(CLI::Range(1e-9, 1.0));
+  app.add_option("--steps", options->steps, "Steps at most (default: the server's)")->check(CLI::Range(1, 10000));
+  app.add_flag("--json", options->json, "Print the server's answer as JSON");
+  return [options] {
+    const auto result = teach(*options);
+    if (!result.ok()) {
+      std::fprintf(stderr, "lathe learn: %s\n", result.error().message.c_str());
+      return 1;
+    }
+    if (options->json) {
+      std::printf("%s\n", result->dump(2).c_str());
+    } else {
+      std::printf("learned in %.2f s: version %ld, loss %.3f -> %.3f, %ld steps, %ld graded tokens, longest pause %.0f ms\n", result->value("seconds", 0.0),
+                  static_cast<long>(result->value("version", 0)), result->value("loss_before", 0.0), result->value("loss_after", 0.0),
+                  static_cast<long>(result->value("steps", 0)), static_cast<long>(result->value("graded_tokens", 0)), result->value("pause_ms", 0.0));
+    }
+    return 0;
+  };
+}
+
+}  // namespace lathe::cli
