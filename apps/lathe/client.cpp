@@ -2,6 +2,8 @@
 
 #include <httplib.h>
 
+#include <nlohmann/json.hpp>
+
 namespace lathe::cli {
 
 using Json = nlohmann::ordered_json;
