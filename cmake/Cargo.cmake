@@ -1,16 +1,27 @@
-# lathe_cargo(CRATE_DIR LIBRARY): builds a Rust static library with cargo and offers it as imported target lathe::LIBRARY.
-# Build products go to ${LATHE_CARGO_TARGET} (default: inside the build folder).
+# lathe_cargo(CRATE LIBRARY)   builds the static library of rust/CRATE as target lathe::LIBRARY, and adds the crate's tests
+#
+# The archive goes to the build folder. What cargo makes on the way (two minutes' worth of other people's crates) goes to the
+# cache, where every clone and build folder finds it again; cargo keeps versions and sources apart. Cargo before 1.91 knows one
+# folder only and builds everything in the build folder.
+find_program(LATHE_CARGO cargo)
+
 function(lathe_cargo crate library)
-  set(directory ${PROJECT_SOURCE_DIR}/rust/${crate})
-  if(NOT LATHE_CARGO_TARGET)
-    set(LATHE_CARGO_TARGET ${PROJECT_BINARY_DIR}/cargo)
+  if(NOT LATHE_CARGO)
+    message(FATAL_ERROR "cargo is not on the PATH; scripts/setup.sh installs it, LATHE_RUST=OFF builds without")
   endif()
-  find_program(LATHE_CARGO cargo REQUIRED)
-  set(archive ${LATHE_CARGO_TARGET}/release/lib${library}.a)
+  set(cache "$ENV{LATHE_CACHE}")
+  if(NOT cache)
+    set(cache "$ENV{HOME}/.cache/lathe")
+  endif()
+  set(directory ${PROJECT_SOURCE_DIR}/rust/${crate})
+  set(target ${PROJECT_BINARY_DIR}/cargo)
+  set(archive ${target}/release/lib${library}.a)
+  set(cargo ${CMAKE_COMMAND} -E env CARGO_TARGET_DIR=${target} CARGO_BUILD_BUILD_DIR=${cache}/cargo ${LATHE_CARGO})
   file(GLOB sources CONFIGURE_DEPENDS ${directory}/src/*.rs)
   add_custom_command(
     OUTPUT ${archive}
-    COMMAND ${CMAKE_COMMAND} -E env CARGO_TARGET_DIR=${LATHE_CARGO_TARGET} ${LATHE_CARGO} build --release --locked --quiet
+    COMMAND ${cargo} build --release --locked --quiet
+    COMMAND ${CMAKE_COMMAND} -E touch ${archive}  # it may come from the cache, older than the sources
     WORKING_DIRECTORY ${directory}
     DEPENDS ${sources} ${directory}/Cargo.toml ${directory}/Cargo.lock
     COMMENT "Building Rust library ${library}"
@@ -19,7 +30,11 @@ function(lathe_cargo crate library)
   add_library(${library} INTERFACE)
   add_dependencies(${library} ${library}_build)
   target_include_directories(${library} SYSTEM INTERFACE ${directory})
-  # dl, m and pthread are what Rust's standard library asks for; stdc++ is Oniguruma's neighbour in the same archive.
+  # What Rust's standard library asks for.
   target_link_libraries(${library} INTERFACE ${archive} Threads::Threads ${CMAKE_DL_LIBS} m)
   add_library(lathe::${library} ALIAS ${library})
+  if(BUILD_TESTING)
+    add_test(NAME ${library}_test COMMAND ${cargo} test --release --locked --quiet WORKING_DIRECTORY ${directory})
+    set_tests_properties(${library}_test PROPERTIES LABELS unit TIMEOUT 300)
+  endif()
 endfunction()

@@ -94,7 +94,7 @@ Result<Conversation> ChatTemplate::render_with_spans(std::span<const Message> me
   }
   if (conversation.assistant.empty()) {
     const auto render = [this](const Json& context) { return render_context(handle_.get(), context); };
-    conversation.assistant = LATHE_TRY(nonce_spans(prepared.text, prepared.context, render));
+    conversation.assistant = LATHE_TRY(nonce_spans(prepared.text, prepared.context, special_, render));
     if (ends_turns_) include_terminators(prepared.text, special_, conversation.assistant);
   }
   LATHE_TRY(check_spans(prepared.text, prepared.context["messages"], conversation.assistant));

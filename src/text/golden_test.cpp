@@ -159,8 +159,9 @@ std::string with_fixed_date(std::string text) {
   return text;
 }
 
-TEST_P(Golden, RendersConversations) {
-  if (!golden().contains("conversations")) GTEST_SKIP() << GetParam() << " is published without a chat template";
+class GoldenTemplate : public Golden {};
+
+TEST_P(GoldenTemplate, RendersConversations) {
   const ChatTemplate& chat_template = *text().chat_template().value();
   const Json& conversations = cases()["conversations"];
   ASSERT_EQ(conversations.size(), golden()["conversations"].size());
@@ -178,13 +179,15 @@ TEST_P(Golden, RendersConversations) {
   }
 }
 
-TEST_P(Golden, FindsAssistantTurns) {
-  if (!golden().contains("conversations")) GTEST_SKIP() << GetParam() << " is published without a chat template";
+TEST_P(GoldenTemplate, FindsAssistantTurns) {
+  if (GetParam() == "deepseek_v3") return;  // its turns are not always closed: no golden spans
+  size_t turns = 0;
   const Json& conversations = cases()["conversations"];
   for (size_t i = 0; i < conversations.size(); ++i) {
     if (!golden()["conversations"][i].contains("spans")) continue;
     SCOPED_TRACE(conversations[i].dump());
-    const auto found = text().chat_template().value()->render_with_spans(messages_of(conversations[i]), options_of(conversations[i]));
+    const auto found =
+        text().chat_template().value()->render_with_spans(messages_of(conversations[i]), options_of(conversations[i]));
     ASSERT_TRUE(found.ok()) << found.error().message;
     const std::vector<ByteSpan> expected = spans_of(golden()["conversations"][i]["spans"]);
     ASSERT_EQ(found->assistant.size(), expected.size()) << found->text;
@@ -192,8 +195,10 @@ TEST_P(Golden, FindsAssistantTurns) {
       const auto shown = [&](ByteSpan span) { return found->text.substr(span.begin, span.end - span.begin); };
       EXPECT_EQ(shown(found->assistant[turn]), shown(expected[turn])) << found->text;
       EXPECT_EQ(found->assistant[turn], expected[turn]);
+      ++turns;
     }
   }
+  EXPECT_GT(turns, 100);
 }
 
 const std::vector<Message> kHi = {{.role = "user", .content = "hi"}};
@@ -237,8 +242,11 @@ TEST(GenerationTags, GiveTheSpansOfTransformers) {
   EXPECT_GT(turns, 300);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Golden, testing::Values("own", "smollm2", "qwen3", "llama3_1", "gemma3", "deepseek_v3", "gptoss"),
-                         [](const auto& model) { return model.param; });
+std::string name_of(const testing::TestParamInfo<std::string>& model) { return model.param; }
+
+INSTANTIATE_TEST_SUITE_P(Models, Golden, testing::Values("own", "smollm2", "qwen3", "llama3_1", "gemma3", "deepseek_v3", "gptoss"), name_of);
+// gptoss is published without its template.
+INSTANTIATE_TEST_SUITE_P(Models, GoldenTemplate, testing::Values("own", "smollm2", "qwen3", "llama3_1", "gemma3", "deepseek_v3"), name_of);
 
 }  // namespace
 }  // namespace lathe::text

@@ -42,6 +42,7 @@ Result<Json> message_json(const Message& message, bool parts, const Preparation&
   }
   if (message.json.empty()) return Json{{"role", message.role}, {"content", message.content}};
   Json json = LATHE_TRY(parse_json(message.json, "a message", false));
+  json["role"] = message.role;
   if (preparation.parse_arguments) parse_tool_arguments(json);
   if (!parts) join_text_parts(json);
   if (!preparation.null_content && json.contains("content") && json["content"].is_null()) json["content"] = "";
@@ -51,7 +52,11 @@ Result<Json> message_json(const Message& message, bool parts, const Preparation&
 }  // namespace
 
 Result<Json> parse_json(const std::string& text, const char* name, bool want_array) {
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  constexpr int kMaxDepth = 100;  // printing recurses
+  bool too_deep = false;
+  const auto note_depth = [&](int depth, Json::parse_event_t, const Json&) { return !(too_deep |= depth > kMaxDepth); };
+  Json json = Json::parse(text, note_depth, /*allow_exceptions=*/false);
+  if (too_deep) return invalid_argument(std::string(name) + " is nested more than " + std::to_string(kMaxDepth) + " levels deep");
   if (json.is_discarded() || (want_array ? !json.is_array() : !json.is_object())) {
     return invalid_argument(std::string(name) + " must be a JSON " + (want_array ? "array" : "object"));
   }

@@ -1,5 +1,6 @@
 #include "text/text.h"
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 namespace lathe::text {
@@ -33,6 +34,7 @@ Json special_variables(const Json& config, const Json& special_map) {
   Json variables = Json::object();
   for (const Json* source : {&special_map, &config}) {
     for (const auto& [name, value] : source->items()) {
+      if (name == "extra_special_tokens" && value.is_object()) variables.update(special_variables(value, Json::object()));
       if (!name.ends_with("_token")) continue;
       if (value.is_string()) variables[name] = value;
       if (value.is_object() && value.contains("content")) variables[name] = value["content"];
@@ -84,6 +86,9 @@ Result<GradedTokens> Text::graded(std::span<const Message> messages, std::span<c
   if (conversation.assistant.size() != turn_weights.size()) {
     return invalid_argument("the conversation has " + std::to_string(conversation.assistant.size()) + " assistant turns, but " +
                             std::to_string(turn_weights.size()) + " weights were given");
+  }
+  for (const float weight : turn_weights) {
+    if (!std::isfinite(weight) || weight < 0) return invalid_argument("the weight of an assistant turn must be finite and not negative");
   }
   Encoding encoding = LATHE_TRY(tokenizer_.encode(conversation.text));
   GradedTokens graded{.ids = std::move(encoding.ids)};

@@ -78,10 +78,14 @@ bool ends_incomplete(std::string_view text) { return text.ends_with("\xEF\xBF\xB
 }  // namespace
 
 Result<std::string> StreamDecoder::push(TokenId id) {
+  // A character has four bytes at most, so what is incomplete after this many tokens is none: let it go as it is.
+  constexpr size_t kMaxPending = 8;
+  if (skip_special_ && tokenizer_->is_special(id)) return std::string();
   window_.push_back(id);
   const std::string before = LATHE_TRY(tokenizer_->decode(std::span(window_).first(given_), skip_special_));
   const std::string after = LATHE_TRY(tokenizer_->decode(window_, skip_special_));
-  if (after.size() <= before.size() || ends_incomplete(after)) return std::string();
+  if (after.size() <= before.size()) return std::string();
+  if (ends_incomplete(after) && window_.size() - given_ < kMaxPending) return std::string();
   // The tokens just given become the context of the next ones; older ones have done their duty.
   window_.erase(window_.begin(), window_.begin() + static_cast<std::ptrdiff_t>(given_));
   given_ = window_.size();

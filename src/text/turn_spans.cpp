@@ -51,32 +51,35 @@ std::optional<std::string> render_with(const Json& context, size_t index, Json m
 }
 
 // Some templates refuse the conversation when a turn loses its tool calls (their results would follow nothing). Then the calls
-// stay: changed names and contents show where the turn begins, a changed argument of the last call where it ends.
-std::optional<ByteSpan> span_of_calls(std::string_view text, const Json& context, size_t index, const Render& render) {
+// stay: another content or another name shows where the turn begins. Its end is the first special token behind the last call's
+// arguments, since what closes the call around them is the same whatever they are.
+std::optional<ByteSpan> span_of_calls(std::string_view text, const Json& context, size_t index, std::span<const std::string> special,
+                                      const Render& render) {
   const Json& original = context["messages"][index];
-  if (!original.contains("tool_calls") || !original["tool_calls"].is_array() || original["tool_calls"].empty()) return std::nullopt;
-  size_t begin = std::string::npos;
+  const Json calls = original.value("tool_calls", Json());
+  const auto is_call = [](const Json& call) { return call.is_object() && call.contains("function") && call["function"].is_object(); };
+  if (!calls.is_array() || calls.empty() || !is_call(calls.front()) || !is_call(calls.back())) return std::nullopt;
+  size_t begin = std::string_view::npos;
   const auto note_begin = [&](Json message) {
-    if (const auto other = render_with(context, index, std::move(message), render)) begin = std::min(begin, shared_prefix(text, *other));
+    const auto other = render_with(context, index, std::move(message), render);
+    if (other) begin = std::min(begin, shared_prefix(text, *other));
   };
   for (const char* field : {"content", "reasoning_content", "reasoning", "thinking"}) {
-    if (!original.contains(field) || !original[field].is_string() || original[field].get_ref<const std::string&>().empty()) continue;
     Json message = original;
     message[field] = kNonce;
     note_begin(std::move(message));
   }
   Json renamed = original;
-  Json last = original;
-  for (Json& call : renamed["tool_calls"]) {
-    if (call.is_object() && call.contains("function")) call["function"]["name"] = kNonce;
-  }
+  renamed["tool_calls"].front()["function"]["name"] = kNonce;
   note_begin(std::move(renamed));
-  Json& call = last["tool_calls"].back();
-  if (!call.is_object() || !call.contains("function")) return std::nullopt;
-  call["function"]["arguments"] = Json{{kNonce, kNonce}};
-  const auto other = render_with(context, index, std::move(last), render);
-  if (!other || begin == std::string::npos) return std::nullopt;
-  return ByteSpan{begin, shared_suffix(text, *other, std::min(begin, other->size()))};
+
+  Json argued = original;
+  argued["tool_calls"].back()["function"]["arguments"] = Json{{kNonce, kNonce}};
+  const auto other = render_with(context, index, std::move(argued), render);
+  if (!other || begin == std::string_view::npos) return std::nullopt;
+  size_t end = shared_suffix(text, *other, std::min(begin, other->size()));
+  while (end < text.size() && leading_token(text.substr(end), special).empty()) ++end;
+  return ByteSpan{begin, end};
 }
 
 std::string_view trimmed(std::string_view text) {
@@ -145,14 +148,15 @@ Result<std::vector<ByteSpan>> marked_spans(std::string_view text, std::string_vi
   return spans;
 }
 
-Result<std::vector<ByteSpan>> nonce_spans(std::string_view text, Json context, const Render& render) {
+Result<std::vector<ByteSpan>> nonce_spans(std::string_view text, const Json& context, std::span<const std::string> special,
+                                          const Render& render) {
   std::vector<ByteSpan> spans;
   for (size_t i = 0; i < context["messages"].size(); ++i) {
     if (context["messages"][i].value("role", "") != "assistant") continue;
     if (const auto other = render_with(context, i, nonce_message(), render)) {
       const size_t begin = shared_prefix(text, *other);
       spans.push_back({begin, shared_suffix(text, *other, begin)});
-    } else if (const auto span = span_of_calls(text, context, i, render)) {
+    } else if (const auto span = span_of_calls(text, context, i, special, render)) {
       spans.push_back(*span);
     } else {
       return unsupported("the chat template does not show where " + nth(i) + " is, so that it cannot be graded");
@@ -175,24 +179,28 @@ bool ends_turns(const Json& context, std::span<const std::string> special, const
 }
 
 Status check_spans(std::string_view text, const Json& messages, std::span<const ByteSpan> spans) {
-  size_t turn = 0;
+  const auto is_assistant = [](const Json& message) { return message.value("role", "") == "assistant"; };
+  const auto count = static_cast<size_t>(std::count_if(messages.begin(), messages.end(), is_assistant));
+  if (count != spans.size()) {
+    return unsupported("the chat template marks " + std::to_string(spans.size()) + " turns, but there are " + std::to_string(count) +
+                       " assistant messages");
+  }
+  auto span = spans.begin();
   size_t previous_end = 0;
   for (size_t i = 0; i < messages.size(); ++i) {
-    if (messages[i].value("role", "") != "assistant") continue;
-    if (turn == spans.size()) return unsupported("the chat template marks fewer turns than there are assistant messages");
-    const ByteSpan& span = spans[turn++];
-    if (span.begin < previous_end || span.end < span.begin) {
+    if (!is_assistant(messages[i])) continue;
+    if (span->begin < previous_end || span->end < span->begin) {
       return unsupported("the chat template mixes " + nth(i) + " with others, so that it cannot be graded");
     }
-    previous_end = span.end;
-    const std::string_view said = text.substr(span.begin, span.end - span.begin);
+    const std::string_view said = text.substr(span->begin, span->end - span->begin);
     for (const std::string_view expected : expected_texts(messages[i])) {
       if (said.find(expected) == std::string_view::npos) {
         return unsupported("the chat template changes the content of " + nth(i) + ", so that it cannot be graded");
       }
     }
+    previous_end = span->end;
+    ++span;
   }
-  if (turn != spans.size()) return unsupported("the chat template marks more turns than there are assistant messages");
   return {};
 }
 

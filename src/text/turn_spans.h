@@ -23,10 +23,12 @@ using Render = std::function<Result<std::string>(const Json& context)>;
 // which is the rendering without marks.
 Result<std::vector<ByteSpan>> marked_spans(std::string_view text, std::string_view marked);
 
-// By nonces, one span per assistant message. `text` is render(context). kUnsupported, naming the message, if one cannot be found.
-Result<std::vector<ByteSpan>> nonce_spans(std::string_view text, Json context, const Render& render);
+// By nonces, one span per assistant message. `text` is render(context); `special` is sorted, longest first. kUnsupported, naming
+// the message, if one cannot be found.
+Result<std::vector<ByteSpan>> nonce_spans(std::string_view text, const Json& context, std::span<const std::string> special,
+                                          const Render& render);
 
-// Takes in the special token that ends each turn; `special` is sorted, longest first.
+// Takes in the special token that ends each turn.
 void include_terminators(std::string_view text, std::span<const std::string> special, std::vector<ByteSpan>& spans);
 
 // Whether the template ends an assistant's turn with a special token: if not, the one that follows a turn opens the next.
