@@ -157,7 +157,7 @@ EXPRESSIONS = [(source, {}) for source in [
     "{% for m in [1] recursive %}{{ m }}{% endfor %}{{ 'abc' | first }}{{ 'abc' | last }}{{ {'a': 1} | first }}",
     "{{ [1, [2, 3]] | string }} {{ 'A'.lower() ~ 'b'.upper() }} {{ 'x'.join('abc') }} {{ 1 is sameas(1) }} {{ '1' == 1 }} {{ [1] in [[1]] }} {{ {'a': 1} == {'a': 1} }}",
     "{{ ['b', 'A', 'c'] | sort }} {{ [{'n': 2}, {'n': 1}] | sort(attribute='n') }} {{ 'abc' | reverse }} {{ [1, 2, 3, 4] | slice(2) | list }} {{ 5 | float }} {{ 10 // 3 }} {{ 3.7 | int }}",
-    "{{ [1, 2].append(3) }}", "{{ {'a': 1}.update({'b': 2}) }}", "{{ 'a{}b{}'.format(1, 'x') }}", "{{ loop }}", "{% if x %}", "{{ [] | first }}|{{ 'a'.nonsense }}|{{ {'a': {'b': 1}}.a.b }}|{{ {'a': 1}['zz'] }}",
+    "{{ [1, 2].append(3) }}", "{{ {'a': 1}.update({'b': 2}) }}", "{{ 'a{}b{}'.format(1, 'x') }}", "{{ loop }}", "{{ strftime_now('%Y-%m-%d %b') | length }} {{ strftime_now('plain') }}", "{% if x %}", "{{ [] | first }}|{{ 'a'.nonsense }}|{{ {'a': {'b': 1}}.a.b }}|{{ {'a': 1}['zz'] }}",
 ]] + [(source, {"d": {"z": 1, "a": [1.0, True, None, "é'"]}, "big": 12345678901234567890, "f": 0.1, "s": "a\nb", "e": []}) for source in [
     "{{ d }} {{ big }} {{ f }} {{ s }} {{ e }}", "{{ d | tojson }} {{ big | tojson }} {{ f | tojson }} {{ s | tojson }} {{ e | tojson(indent=4) }}", "{{ d.a[0] + 1 }} {{ f * 3 }} {{ big + 1 }}",
     "{% for k in d %}{{ k }}{% endfor %}{{ d | length }}{{ d | list }}{% for k, v in d | items %}{{ k }}{{ v }}{% endfor %}", "{% if d.a is sequence and d.a is not string and d.a is not mapping %}list{% endif %}{{ d.missing is defined }}{{ d['a'][-1] }}",

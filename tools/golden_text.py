@@ -3,12 +3,10 @@
 Run by hand when the cases change:
   $(python3 scripts/lathe_cache.py reference) tools/golden_text.py "$(python3 scripts/prepare_model.py)" "$(python3 scripts/fetch_tokenizers.py)"
 
-Rendered texts are stored whole, token ids as "count:hash" (64-bit FNV-1a of their little-endian 32-bit values). Wherever a template
-prints today's date, the files say 2024-07-26.
+Rendered texts are stored whole, token ids as "count:hash" (64-bit FNV-1a of their little-endian 32-bit values).
 """
 
 import copy
-import datetime
 import json
 import pathlib
 import re
@@ -36,17 +34,9 @@ TURNS = {
     "qwen3": r"<\|im_start\|>assistant\n(?:" + THINK + r"(?=(?:(?!<\|im_start\|>).)*\Z))?(.*?<\|im_end\|>)",
     "smollm2": r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)",
     "llama3_1": r"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n(.*?<\|eot_id\|>)",
+    "deepseek_v3": r"<｜Assistant｜>(.*?<｜end▁of▁sentence｜>)",
     "gemma3": r"<start_of_turn>model\n(.*?<end_of_turn>)",
 }
-
-
-class FixedDate(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return cls(2024, 7, 26, 12)
-
-
-chat_template_utils.datetime = FixedDate
 
 
 def fingerprint(ids):
@@ -131,7 +121,8 @@ def golden_conversation(tokenizer, name, case, parts):
     except Exception as error:  # templates raise whatever they like
         return {"error": str(error)}
     golden = {"text": rendered, "ids": fingerprint(tokenizer.encode(rendered, add_special_tokens=False))}
-    if name in TURNS and not typed_tokens(case):
+    unclosed = name == "deepseek_v3" and any("tool_calls" in message for message in case["messages"])  # its turns of calls never end
+    if name in TURNS and not typed_tokens(case) and not unclosed:
         whole = render(tokenizer, case, parts, False)
         golden["spans"] = byte_spans(whole, [match.span(1) for match in re.finditer(TURNS[name], whole, re.DOTALL)])
     return golden

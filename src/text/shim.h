@@ -31,7 +31,9 @@ class ShimBuffer {
   lathe_text_buffer raw_{};
 };
 
-inline const uint8_t* bytes(std::string_view text) { return reinterpret_cast<const uint8_t*>(text.data()); }
+inline const uint8_t* bytes(std::string_view text) {
+  return reinterpret_cast<const uint8_t*>(text.data());
+}
 
 // The library's failures are about what it was given: a file, a template, a text.
 inline Status shim_status(int32_t code, const ShimBuffer& error) {

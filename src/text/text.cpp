@@ -24,17 +24,20 @@ std::string template_of(const Json& config) {
   if (found->is_string()) return found->get<std::string>();
   if (!found->is_array()) return "";
   for (const Json& entry : *found) {
-    if (entry.is_object() && entry.value("name", "") == "default") return entry.value("template", "");
+    if (entry.is_object() && entry.value("name", "") == "default")
+      return entry.value("template", "");
   }
   return "";
 }
 
-// bos_token, eos_token ... as the template knows them: plain strings; files may wrap them in {"content": ...}.
+// bos_token, eos_token ... as the template knows them: plain strings; files may wrap them in
+// {"content": ...}.
 Json special_variables(const Json& config, const Json& special_map) {
   Json variables = Json::object();
   for (const Json* source : {&special_map, &config}) {
     for (const auto& [name, value] : source->items()) {
-      if (name == "extra_special_tokens" && value.is_object()) variables.update(special_variables(value, Json::object()));
+      if (name == "extra_special_tokens" && value.is_object())
+        variables.update(special_variables(value, Json::object()));
       if (!name.ends_with("_token")) continue;
       if (value.is_string()) variables[name] = value;
       if (value.is_object() && value.contains("content")) variables[name] = value["content"];
@@ -62,33 +65,44 @@ Result<Text> Text::load(io::Env& env, const std::string& directory) {
   for (const AddedToken& token : text.tokenizer_.added_tokens()) {
     if (token.special) special.push_back(token.text);
   }
-  text.template_ = LATHE_TRY(ChatTemplate::create(source, special_variables(config, special_map).dump(), std::move(special)).at(directory));
+  text.template_ =
+      LATHE_TRY(ChatTemplate::create(source, special_variables(config, special_map).dump(),
+                                     std::move(special))
+                    .at(directory));
   return text;
 }
 
 Result<const ChatTemplate*> Text::chat_template() const {
-  if (!template_) return unsupported("the model directory has no chat template; use /v1/completions, or add chat_template.jinja");
+  if (!template_)
+    return unsupported(
+        "the model directory has no chat template; use /v1/completions, or add "
+        "chat_template.jinja");
   return &*template_;
 }
 
-Result<std::vector<TokenId>> Text::prompt(std::span<const Message> messages, const RenderOptions& options) const {
+Result<std::vector<TokenId>> Text::prompt(std::span<const Message> messages,
+                                          const RenderOptions& options) const {
   const ChatTemplate* chat = LATHE_TRY(chat_template());
   const std::string rendered = LATHE_TRY(chat->render(messages, options));
   Encoding encoding = LATHE_TRY(tokenizer_.encode(rendered));
   return std::move(encoding.ids);
 }
 
-Result<GradedTokens> Text::graded(std::span<const Message> messages, std::span<const float> turn_weights,
+Result<GradedTokens> Text::graded(std::span<const Message> messages,
+                                  std::span<const float> turn_weights,
                                   const RenderOptions& options) const {
   const ChatTemplate* chat = LATHE_TRY(chat_template());
   const Conversation conversation = LATHE_TRY(chat->render_with_spans(messages, options));
-  if (conversation.assistant.empty()) return invalid_argument("the conversation has no assistant turn to learn");
+  if (conversation.assistant.empty())
+    return invalid_argument("the conversation has no assistant turn to learn");
   if (conversation.assistant.size() != turn_weights.size()) {
-    return invalid_argument("the conversation has " + std::to_string(conversation.assistant.size()) + " assistant turns, but " +
-                            std::to_string(turn_weights.size()) + " weights were given");
+    return invalid_argument(
+        "the conversation has " + std::to_string(conversation.assistant.size()) +
+        " assistant turns, but " + std::to_string(turn_weights.size()) + " weights were given");
   }
   for (const float weight : turn_weights) {
-    if (!std::isfinite(weight) || weight < 0) return invalid_argument("the weight of an assistant turn must be finite and not negative");
+    if (!std::isfinite(weight) || weight < 0)
+      return invalid_argument("the weight of an assistant turn must be finite and not negative");
   }
   Encoding encoding = LATHE_TRY(tokenizer_.encode(conversation.text));
   GradedTokens graded{.ids = std::move(encoding.ids)};
@@ -97,13 +111,17 @@ Result<GradedTokens> Text::graded(std::span<const Message> messages, std::span<c
   size_t turn = 0;
   for (size_t t = 0; t < graded.ids.size(); ++t) {
     const ByteSpan token = encoding.spans[t];
-    while (turn < conversation.assistant.size() && conversation.assistant[turn].end <= token.begin) ++turn;
+    while (turn < conversation.assistant.size() && conversation.assistant[turn].end <= token.begin)
+      ++turn;
     if (turn == conversation.assistant.size()) break;
     if (token.end <= conversation.assistant[turn].begin) continue;
     graded.weights[t] = turn_weights[turn];
     any |= graded.weights[t] > 0;
   }
-  if (!any) return invalid_argument("no token of the conversation is graded: the chosen assistant turns are empty or have weight 0");
+  if (!any)
+    return invalid_argument(
+        "no token of the conversation is graded: the chosen assistant turns are empty or have "
+        "weight 0");
   return graded;
 }
 

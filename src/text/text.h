@@ -1,4 +1,5 @@
-// Text: tokenizer and chat template of one model directory; conversations to prompts and to graded tokens.
+// Text: tokenizer and chat template of one model directory; conversations to prompts and to graded
+// tokens.
 //
 // Threads: immutable after load, any thread.
 #pragma once
@@ -22,8 +23,8 @@ struct GradedTokens {
 
 class Text {
  public:
-  // Reads tokenizer.json (required), and for the template chat_template.jinja, else chat_template in tokenizer_config.json.
-  // A directory without a template loads; what needs one then says so.
+  // Reads tokenizer.json (required), and for the template chat_template.jinja, else chat_template
+  // in tokenizer_config.json. A directory without a template loads; what needs one then says so.
   static Result<Text> load(io::Env& env, const std::string& directory);
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
@@ -31,11 +32,14 @@ class Text {
   // Never null; kUnsupported if the directory has none.
   Result<const ChatTemplate*> chat_template() const;
 
-  Result<std::vector<TokenId>> prompt(std::span<const Message> messages, const RenderOptions& options) const;
+  Result<std::vector<TokenId>> prompt(std::span<const Message> messages,
+                                      const RenderOptions& options) const;
 
-  // The conversation tokenised once; a token is graded if it shares a byte with a graded assistant turn. turn_weights: one
-  // per assistant message, >= 0. Refused by name: no assistant message, another count of weights, nothing graded.
-  Result<GradedTokens> graded(std::span<const Message> messages, std::span<const float> turn_weights,
+  // The conversation tokenised once; a token is graded if it shares a byte with a graded assistant
+  // turn. turn_weights: one per assistant message, >= 0. Refused by name: no assistant message,
+  // another count of weights, nothing graded.
+  Result<GradedTokens> graded(std::span<const Message> messages,
+                              std::span<const float> turn_weights,
                               const RenderOptions& options) const;
 
  private:

@@ -31,7 +31,8 @@ struct ByteSpan {
 
 struct Encoding {
   std::vector<TokenId> ids;
-  std::vector<ByteSpan> spans;  // of the encoded text, one per token; tokens of one character share its span
+  std::vector<ByteSpan>
+      spans;  // of the encoded text, one per token; tokens of one character share its span
 };
 
 struct AddedToken {
@@ -45,8 +46,8 @@ class Tokenizer {
   // `json`: the contents of tokenizer.json.
   static Result<Tokenizer> parse(std::string_view json);
 
-  // Adds no special tokens; those written in the text are recognised, as transformers does. kInvalidArgument if the text
-  // is not UTF-8.
+  // Adds no special tokens; those written in the text are recognised, as transformers does.
+  // kInvalidArgument if the text is not UTF-8.
   Result<Encoding> encode(std::string_view text) const;
   // Bytes that form no character come out as U+FFFD.
   Result<std::string> decode(std::span<const TokenId> ids, bool skip_special) const;
@@ -67,7 +68,8 @@ class Tokenizer {
   int64_t size_ = 0;
 };
 
-// Turns tokens into text as they come; what it gives never ends inside a character. Cost per token does not grow.
+// Turns tokens into text as they come; what it gives never ends inside a character. Cost per token
+// does not grow.
 class StreamDecoder {
  public:
   // `tokenizer` outlives the decoder.
@@ -81,7 +83,8 @@ class StreamDecoder {
  private:
   const Tokenizer* tokenizer_;
   bool skip_special_;
-  // Some tokenizers decode the first token of a text differently, so new tokens are decoded behind some given before.
+  // Some tokenizers decode the first token of a text differently, so new tokens are decoded behind
+  // some given before.
   std::vector<TokenId> window_;
   size_t given_ = 0;  // tokens of the window whose text was given
 };
