@@ -1,9 +1,26 @@
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <map>
 
 #include "commands.h"
 
+namespace {
+
+// Threads of OpenMP spin between parallel regions. By default they do so for milliseconds, and two processes that share the
+// cores, or one that serves while it learns, keep each other from working: decoding falls to a fortieth. A short spin keeps
+// the speed when alone (docs/decisions/0004-short-spin.md). libgomp reads the variable when it is loaded, before main().
+void spin_briefly(char** argv) {
+  if (std::getenv("GOMP_SPINCOUNT") || std::getenv("OMP_WAIT_POLICY")) return;
+  ::setenv("GOMP_SPINCOUNT", "5000", 0);
+  ::execv("/proc/self/exe", argv);  // on failure: go on as we are, only slower in company
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  spin_briefly(argv);
   CLI::App app{"lathe: a language model server that learns while it serves"};
   app.set_version_flag("--version", LATHE_VERSION);
   app.require_subcommand(1);

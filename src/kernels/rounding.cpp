@@ -5,14 +5,9 @@
 #include <cmath>
 #include <numbers>
 
+#include "kernels/bf16.h"
+#include "kernels/clones.h"
 #include "kernels/philox.h"
-
-// The compiler emits one version per instruction set and picks at load time.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define LATHE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define LATHE_CLONES
-#endif
 
 namespace lathe::kernels {
 namespace {
@@ -50,9 +45,6 @@ LATHE_CLONES void group_bits(uint32_t* __restrict out, uint64_t group, const Upd
   std::copy_n(c2, kBlocks, out + 2 * kBlocks);
   std::copy_n(c3, kBlocks, out + 3 * kBlocks);
 }
-
-inline float widen(float x) { return x; }
-inline float widen(uint16_t x) { return std::bit_cast<float>(uint32_t{x} << 16); }
 
 constexpr uint32_t kExponent = 0x7F800000U;
 

@@ -4,7 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cmath>
+#include "model/cpu_ops.h"
 
 namespace lathe::model {
 namespace {
@@ -74,17 +74,20 @@ struct SinkRmsNorm : torch::autograd::Function<SinkRmsNorm> {
 
 at::Tensor linear(const at::Tensor& x, const Parameter& weight, const Parameter* bias, GradientSink* sink) {
   if (sink && at::GradMode::is_enabled()) return FactoredLinear::apply(x, &weight, bias, sink);
+  if (cpu::can_serve(x) && cpu::few_rows(x)) return cpu::linear_few_rows(x, weight.data, bias ? bias->data : at::Tensor());
   return at::linear(x, weight.data, bias ? std::optional<at::Tensor>(bias->data) : std::nullopt);
 }
 
 at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps, GradientSink* sink) {
   if (sink && at::GradMode::is_enabled()) return SinkRmsNorm::apply(x, &weight, eps, sink);
+  if (cpu::can_serve(x)) return cpu::rms_norm(x, weight.data, eps);
   const at::Tensor wide = x.to(at::kFloat);
   const at::Tensor r = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps);
   return (wide * r).to(x.scalar_type()) * weight.data;
 }
 
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  if (cpu::can_serve(x)) return cpu::rotate(x, cos, sin);
   const int64_t half = x.size(-1) / 2;
   const at::Tensor first = x.narrow(-1, 0, half), second = x.narrow(-1, half, half);
   const at::Tensor c = cos.unsqueeze(1), s = sin.unsqueeze(1);
@@ -92,6 +95,7 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 }
 
 at::Tensor silu_mul(const at::Tensor& gate_up) {
+  if (cpu::can_serve(gate_up)) return cpu::silu_mul(gate_up);
   const int64_t inner = gate_up.size(-1) / 2;
   return at::silu(gate_up.narrow(-1, 0, inner)) * gate_up.narrow(-1, inner, inner);
 }

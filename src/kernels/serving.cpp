@@ -1,0 +1,119 @@
+#include "kernels/serving.h"
+
+#include <cmath>
+
+#include "kernels/bf16.h"
+#include "kernels/clones.h"
+
+namespace lathe::kernels {
+namespace {
+
+constexpr int64_t kLanes = 32;
+
+// Dot products of one weight row with kRows rows of x; sums per lane, added up at the end.
+template <int kRows>
+[[gnu::always_inline]] inline void dot_rows(const uint16_t* __restrict w, const float* __restrict x, int64_t in, float* __restrict sums) {
+  float lanes[kRows][kLanes] = {};
+  const int64_t whole = in - in % kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    for (int row = 0; row < kRows; ++row) {
+      for (int64_t l = 0; l < kLanes; ++l) lanes[row][l] += widen(w[k + l]) * x[row * in + k + l];
+    }
+  }
+  for (int64_t k = whole; k < in; ++k) {
+    for (int row = 0; row < kRows; ++row) lanes[row][k - whole] += widen(w[k]) * x[row * in + k];
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+      for (int64_t l = 0; l < width; ++l) lanes[row][l] += lanes[row][l + width];
+    }
+    sums[row] = lanes[row][0];
+  }
+}
+
+template <int kRows>
+[[gnu::always_inline]] inline void linear_rows(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in, int64_t out,
+                                               int64_t begin, int64_t end) {
+  for (int64_t o = begin; o < end; ++o) {
+    float sums[kRows];
+    dot_rows<kRows>(w + o * in, x, in, sums);
+    for (int row = 0; row < kRows; ++row) y[row * out + o] = narrow(sums[row] + (bias ? widen(bias[o]) : 0.0F));
+  }
+}
+
+LATHE_CLONES void linear_1(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in, int64_t out, int64_t begin, int64_t end) {
+  linear_rows<1>(w, x, bias, y, in, out, begin, end);
+}
+LATHE_CLONES void linear_2(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in, int64_t out, int64_t begin, int64_t end) {
+  linear_rows<2>(w, x, bias, y, in, out, begin, end);
+}
+LATHE_CLONES void linear_3(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in, int64_t out, int64_t begin, int64_t end) {
+  linear_rows<3>(w, x, bias, y, in, out, begin, end);
+}
+LATHE_CLONES void linear_4(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in, int64_t out, int64_t begin, int64_t end) {
+  linear_rows<4>(w, x, bias, y, in, out, begin, end);
+}
+
+// e^x for x <= 0 to about 2 units of fp32's last place: 2^i 2^f, the second by a polynomial. Flushes to 0 below e^-87.
+[[gnu::always_inline]] inline float exp_negative(float x) {
+  const float scaled = std::max(x, -87.0F) * 1.44269504F;
+  const float whole = std::floor(scaled);
+  const float f = scaled - whole;
+  float p = 1.8775767e-3F;
+  p = p * f + 8.9893397e-3F;
+  p = p * f + 5.5826318e-2F;
+  p = p * f + 2.4015361e-1F;
+  p = p * f + 6.9315308e-1F;
+  p = p * f + 9.9999994e-1F;
+  return p * std::bit_cast<float>((static_cast<int32_t>(whole) + 127) << 23);
+}
+
+}  // namespace
+
+void linear_few_rows(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t rows, int64_t in, int64_t out,
+                     int64_t begin, int64_t end) {
+  switch (rows) {
+    case 1: return linear_1(w, x, bias, y, in, out, begin, end);
+    case 2: return linear_2(w, x, bias, y, in, out, begin, end);
+    case 3: return linear_3(w, x, bias, y, in, out, begin, end);
+    default: return linear_4(w, x, bias, y, in, out, begin, end);
+  }
+}
+
+LATHE_CLONES void widen_all(const uint16_t* __restrict x, float* __restrict y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = widen(x[i]);
+}
+
+LATHE_CLONES void rms_norm_row(const uint16_t* __restrict x, const uint16_t* __restrict w, uint16_t* __restrict y, int64_t n, float eps) {
+  float lanes[kLanes] = {};
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += widen(x[i + l]) * widen(x[i + l]);
+  }
+  for (int64_t i = whole; i < n; ++i) lanes[i - whole] += widen(x[i]) * widen(x[i]);
+  float sum = 0;
+  for (const float lane : lanes) sum += lane;
+  const float r = 1.0F / std::sqrt(sum / static_cast<float>(n) + eps);
+  for (int64_t i = 0; i < n; ++i) y[i] = narrow(rounded(widen(x[i]) * r) * widen(w[i]));
+}
+
+LATHE_CLONES void rotate_head(const uint16_t* __restrict x, const uint16_t* __restrict cos, const uint16_t* __restrict sin, uint16_t* __restrict y,
+                              int64_t half) {
+  for (int64_t j = 0; j < half; ++j) {
+    const float a = widen(x[j]), b = widen(x[j + half]), c = widen(cos[j]), s = widen(sin[j]);
+    y[j] = narrow(rounded(a * c) - rounded(b * s));
+    y[j + half] = narrow(rounded(b * c) + rounded(a * s));
+  }
+}
+
+LATHE_CLONES void silu_mul_row(const uint16_t* __restrict gate, const uint16_t* __restrict up, uint16_t* __restrict y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float x = widen(gate[i]);
+    // σ(x) from e^-|x|, which never overflows.
+    const float e = exp_negative(-std::fabs(x));
+    const float sigmoid = (x >= 0 ? 1.0F : e) / (1.0F + e);
+    y[i] = narrow(rounded(x * sigmoid) * widen(up[i]));
+  }
+}
+
+}  // namespace lathe::kernels
