@@ -12,6 +12,9 @@
 namespace lathe::text {
 namespace {
 
+constexpr std::array<Preparation, 4> kPreparations = {
+    {{true, true}, {true, false}, {false, true}, {false, false}}};
+
 Result<std::string> render_context(const lathe_template* handle, const Json& context,
                                    bool mark_generation = false) {
   // Invalid UTF-8 in a message would make dump() throw; it is replaced, and the tokenizer never
@@ -84,8 +87,6 @@ Result<ChatTemplate> ChatTemplate::create(std::string_view source, std::string v
 
 Result<ChatTemplate::Prepared> ChatTemplate::prepare(std::span<const Message> messages,
                                                      const RenderOptions& options) const {
-  constexpr std::array<Preparation, 4> kPreparations = {
-      {{true, true}, {true, false}, {false, true}, {false, false}}};
   Error first;
   Json last;
   for (const Preparation& preparation : kPreparations) {

@@ -12,6 +12,8 @@ namespace {
 constexpr std::array<std::string_view, 5> kRoles = {"system", "developer", "user", "assistant",
                                                     "tool"};
 
+constexpr int kMaxDepth = 100;  // printing recurses
+
 void parse_tool_arguments(Json& message) {
   const auto calls = message.find("tool_calls");
   if (calls == message.end() || !calls->is_array()) return;
@@ -57,7 +59,6 @@ Result<Json> message_json(const Message& message, bool parts, const Preparation&
 }  // namespace
 
 Result<Json> parse_json(const std::string& text, const char* name, bool want_array) {
-  constexpr int kMaxDepth = 100;  // printing recurses
   bool too_deep = false;
   const auto note_depth = [&](int depth, Json::parse_event_t, const Json&) {
     return !(too_deep |= depth > kMaxDepth);

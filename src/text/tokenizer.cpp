@@ -82,6 +82,9 @@ bool Tokenizer::is_special(TokenId id) const {
 
 namespace {
 
+// A character has four bytes at most, so what is incomplete after this many tokens is none.
+constexpr size_t kMaxPending = 8;
+
 // Whether the text ends in U+FFFD: a character whose other bytes may still come.
 bool ends_incomplete(std::string_view text) {
   return text.ends_with("\xEF\xBF\xBD");
@@ -90,9 +93,6 @@ bool ends_incomplete(std::string_view text) {
 }  // namespace
 
 Result<std::string> StreamDecoder::push(TokenId id) {
-  // A character has four bytes at most, so what is incomplete after this many tokens is none: let
-  // it go as it is.
-  constexpr size_t kMaxPending = 8;
   if (skip_special_ && tokenizer_->is_special(id)) return std::string();
   window_.push_back(id);
   const std::string before =

@@ -10,6 +10,7 @@ namespace {
 
 // Noncharacters of Unicode: in no real text, and no template treats them specially.
 constexpr std::string_view kNonce = "\uFDD0\uFDD1\uFDD2";
+constexpr std::string_view kEndOfThought = "</think>";
 constexpr std::string_view kMarkBegin = "\uFDD3";
 constexpr std::string_view kMarkEnd = "\uFDD4";
 
@@ -114,7 +115,6 @@ std::vector<std::string_view> expected_texts(const Json& message) {
   const auto add = [&](const Json& json) {
     if (!json.is_string()) return;
     std::string_view text = json.get_ref<const std::string&>();
-    constexpr std::string_view kEndOfThought = "</think>";
     if (const size_t at = text.rfind(kEndOfThought); at != std::string_view::npos)
       text.remove_prefix(at + kEndOfThought.size());
     texts.push_back(trimmed(text));

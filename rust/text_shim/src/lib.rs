@@ -3,6 +3,8 @@
 //! Every entry point converts its raw arguments, runs one safe function inside `catch_unwind`, and hands the result or a
 //! message back. The safe halves live in `tokenizer` and `template`.
 
+#![allow(clippy::missing_safety_doc)] // text_shim.h says what the pointers must be
+
 mod methods;
 mod python;
 mod template;
@@ -73,7 +75,12 @@ pub unsafe extern "C" fn lathe_text_release(buffer: Buffer) {
 }
 
 #[no_mangle]
-pub unsafe extern "C" fn lathe_tokenizer_create(json: *const u8, size: usize, out: *mut *mut TextTokenizer, error: *mut Buffer) -> i32 {
+pub unsafe extern "C" fn lathe_tokenizer_create(
+    json: *const u8,
+    size: usize,
+    out: *mut *mut TextTokenizer,
+    error: *mut Buffer,
+) -> i32 {
     guarded(error, || {
         let tokenizer = TextTokenizer::new(slice(json, size))?;
         *out = Box::into_raw(Box::new(tokenizer));
@@ -143,7 +150,12 @@ pub unsafe extern "C" fn lathe_tokenizer_token_to_id(
 }
 
 #[no_mangle]
-pub unsafe extern "C" fn lathe_tokenizer_id_to_token(tokenizer: *const TextTokenizer, id: u32, token: *mut Buffer, error: *mut Buffer) -> i32 {
+pub unsafe extern "C" fn lathe_tokenizer_id_to_token(
+    tokenizer: *const TextTokenizer,
+    id: u32,
+    token: *mut Buffer,
+    error: *mut Buffer,
+) -> i32 {
     guarded(error, || {
         let found = (*tokenizer).id_to_token(id).ok_or_else(|| format!("there is no token {id}"))?;
         *token = found.into_bytes().into();
@@ -152,7 +164,12 @@ pub unsafe extern "C" fn lathe_tokenizer_id_to_token(tokenizer: *const TextToken
 }
 
 #[no_mangle]
-pub unsafe extern "C" fn lathe_template_create(source: *const u8, size: usize, out: *mut *mut ChatTemplate, error: *mut Buffer) -> i32 {
+pub unsafe extern "C" fn lathe_template_create(
+    source: *const u8,
+    size: usize,
+    out: *mut *mut ChatTemplate,
+    error: *mut Buffer,
+) -> i32 {
     guarded(error, || {
         let template = ChatTemplate::new(text(source, size)?)?;
         *out = Box::into_raw(Box::new(template));

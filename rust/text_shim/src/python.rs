@@ -179,8 +179,15 @@ mod tests {
     #[test]
     fn floats_print_as_python_prints_them() {
         for (x, expected) in [
-            (1.0, "1.0"), (0.1, "0.1"), (1e16, "1e+16"), (123456789012345.0, "123456789012345.0"), (1e-5, "1e-05"),
-            (0.0001, "0.0001"), (-2.5e-7, "-2.5e-07"), (0.0, "0.0"), (1.5e300, "1.5e+300"),
+            (1.0, "1.0"),
+            (0.1, "0.1"),
+            (1e16, "1e+16"),
+            (123456789012345.0, "123456789012345.0"),
+            (1e-5, "1e-05"),
+            (0.0001, "0.0001"),
+            (-2.5e-7, "-2.5e-07"),
+            (0.0, "0.0"),
+            (1.5e300, "1.5e+300"),
         ] {
             assert_eq!(float(x), expected);
         }
@@ -190,8 +197,12 @@ mod tests {
     fn json_is_that_of_python() {
         let value = json!({"b": [1, 2.0, true, null, "é\n\"<"], "a": {}, "c": []});
         assert_eq!(super::json(&value, &JsonStyle::default()), r#"{"b": [1, 2.0, true, null, "é\n\"<"], "a": {}, "c": []}"#);
-        assert_eq!(super::json(&json!({"a": [1, 2]}), &JsonStyle { indent: Some(2), ..Default::default() }), "{\n  \"a\": [\n    1,\n    2\n  ]\n}");
-        let ascii = JsonStyle { ensure_ascii: true, sort_keys: true, separators: Some((",".into(), ":".into())), ..Default::default() };
+        assert_eq!(
+            super::json(&json!({"a": [1, 2]}), &JsonStyle { indent: Some(2), ..Default::default() }),
+            "{\n  \"a\": [\n    1,\n    2\n  ]\n}"
+        );
+        let ascii =
+            JsonStyle { ensure_ascii: true, sort_keys: true, separators: Some((",".into(), ":".into())), ..Default::default() };
         assert_eq!(super::json(&value, &ascii), r#"{"a":{},"b":[1,2.0,true,null,"\u00e9\n\"<"],"c":[]}"#);
     }
 

@@ -27,7 +27,8 @@ impl ChatTemplate {
         environment.add_filter("tojson", to_json);
         environment.add_filter("trim", trim);
         environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
-        environment.add_test("sequence", |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map));
+        environment
+            .add_test("sequence", |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map));
         environment.add_filter("string", |value: Value| python::to_str(&value));
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: String| chrono::Local::now().format(&format).to_string());
@@ -40,7 +41,8 @@ impl ChatTemplate {
 
     /// `context`: a JSON object of the template's variables.
     pub fn render(&self, context: &str, mark_generation: bool) -> Result<String, String> {
-        let context: serde_json::Value = serde_json::from_str(context).map_err(|e| format!("the template's variables are not JSON: {e}"))?;
+        let context: serde_json::Value =
+            serde_json::from_str(context).map_err(|e| format!("the template's variables are not JSON: {e}"))?;
         let template = self.environment.get_template(if mark_generation { MARKED } else { PLAIN }).map_err(|e| describe(&e))?;
         template.render(Value::from(Serde(context))).map_err(|e| describe(&e))
     }
@@ -136,8 +138,10 @@ mod tests {
 
     #[test]
     fn python_spelling_of_values() {
-        assert_eq!(render("{{ a }} {{ b }} {{ c }} {{ d }}|{{ missing }}|{{ a|string }}", r#"{"a":true,"b":null,"c":1.0,"d":[1,"x"]}"#),
-                   "True None 1.0 [1, 'x']||True");
+        assert_eq!(
+            render("{{ a }} {{ b }} {{ c }} {{ d }}|{{ missing }}|{{ a|string }}", r#"{"a":true,"b":null,"c":1.0,"d":[1,"x"]}"#),
+            "True None 1.0 [1, 'x']||True"
+        );
     }
 
     #[test]

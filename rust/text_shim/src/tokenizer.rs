@@ -40,10 +40,8 @@ impl TextTokenizer {
     pub fn describe(&self) -> String {
         let mut added: Vec<_> = self.inner.get_added_tokens_decoder().into_iter().collect();
         added.sort_by_key(|(id, _)| *id);
-        let added: Vec<_> = added
-            .into_iter()
-            .map(|(id, token)| json!({"id": id, "text": token.content, "special": token.special}))
-            .collect();
+        let added: Vec<_> =
+            added.into_iter().map(|(id, token)| json!({"id": id, "text": token.content, "special": token.special})).collect();
         json!({"size": self.inner.get_vocab_size(true), "added": added}).to_string()
     }
 }
