@@ -39,7 +39,8 @@ bool takes_parts(const lathe_template* handle, const std::string& variables_json
   if (!context.ok()) return false;
   const auto rendered = render_context(handle, *context);
   return rendered.ok() && rendered->find("PROBE") != std::string::npos &&
-         rendered->find("'text'") == std::string::npos;
+         rendered->find("'text'") == std::string::npos &&
+         rendered->find("\"text\"") == std::string::npos;
 }
 
 bool probe_ends_turns(const lathe_template* handle, const std::string& variables_json,
