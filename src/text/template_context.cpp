@@ -83,8 +83,8 @@ Result<Json> template_context(std::span<const Message> messages, const RenderOpt
   for (const Message& message : messages)
     context["messages"].push_back(LATHE_TRY(message_json(message, parts, preparation)));
   context["add_generation_prompt"] = options.add_generation_prompt;
-  context["tools"] =
-      nullptr;  // defined even when there are none: templates ask `tools is not none`
+  // Defined even when there are none: templates ask `tools is not none`.
+  context["tools"] = nullptr;
   context["documents"] = nullptr;
   if (!options.tools_json.empty())
     context["tools"] = LATHE_TRY(parse_json(options.tools_json, "tools", true));
