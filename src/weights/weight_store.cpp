@@ -54,46 +54,52 @@ bool all_finite(const at::Tensor& t) {
                                        : all_finite<uint16_t>(bytes, t.nbytes(), 0x7F80U);
 }
 
-// Allocates the parameter and copies its parts in, one after the other.
-Result<Parameter> read_parameter(const checkpoint::ModelDir& dir, const ParameterSpec& spec) {
-  Parameter parameter{.name = spec.name, .vocabulary = spec.vocabulary};
+// Allocates the parameter's memory and copies its parts in, one after the other.
+Result<at::Tensor> read_parameter(const checkpoint::ModelDir& dir, const ParameterSpec& spec) {
   const auto* first = LATHE_TRY(find(dir, spec.parts.front()));
   const at::ScalarType dtype = LATHE_TRY(scalar_type(*first));
   std::vector<int64_t> shape = first->shape;
   shape[0] = 0;
   for (const auto& part : spec.parts) shape[0] += part.shape[0];
-  parameter.data = at::empty(shape, at::TensorOptions().dtype(dtype));
+  at::Tensor data = at::empty(shape, at::TensorOptions().dtype(dtype));
   int64_t row = 0;
   for (const auto& part : spec.parts) {
     const auto* info = LATHE_TRY(find(dir, part));
     if (info->dtype != first->dtype) {
       return unsupported("tensors " + first->name + " and " + info->name + " have different dtypes; Lathe keeps them in one matrix");
     }
-    const at::Tensor view = parameter.data.narrow(0, row, part.shape[0]);
+    const at::Tensor view = data.narrow(0, row, part.shape[0]);
     LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(view.mutable_data_ptr()), view.nbytes()}));
     if (!all_finite(view)) return corruption("tensor " + part.name + " holds NaN or infinite values; the checkpoint is damaged");
-    parameter.parts.push_back({.name = part.name, .row_begin = row, .rows = part.shape[0], .data = view});
     row += part.shape[0];
   }
-  return parameter;
+  return data;
 }
 
 }  // namespace
 
+void WeightStore::add(const std::string& name, at::Tensor data, const std::vector<std::pair<std::string, int64_t>>& parts, bool vocabulary) {
+  Parameter parameter{.id = static_cast<int64_t>(parameters_.size()), .name = name, .vocabulary = vocabulary, .data = std::move(data)};
+  int64_t row = 0;
+  for (const auto& [part_name, rows] : parts) {
+    part_by_name_[part_name] = {parameters_.size(), parameter.parts.size()};
+    parameter.parts.push_back({.name = part_name, .id = part_count_++, .row_begin = row, .rows = rows, .data = parameter.data.narrow(0, row, rows)});
+    row += rows;
+  }
+  LATHE_CHECK(row == parameter.data.size(0));
+  element_count_ += parameter.data.numel();
+  byte_count_ += static_cast<int64_t>(parameter.data.nbytes());
+  by_name_[name] = parameters_.size();
+  parameters_.push_back(std::move(parameter));
+}
+
 Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs) {
   WeightStore store;
-  store.parameters_.reserve(specs.size());
   for (const ParameterSpec& spec : specs) {
-    Parameter parameter = LATHE_TRY(read_parameter(dir, spec));
-    parameter.id = static_cast<int64_t>(store.parameters_.size());
-    for (size_t p = 0; p < parameter.parts.size(); ++p) {
-      parameter.parts[p].id = store.part_count_++;
-      store.part_by_name_[parameter.parts[p].name] = {store.parameters_.size(), p};
-    }
-    store.element_count_ += parameter.data.numel();
-    store.byte_count_ += static_cast<int64_t>(parameter.data.nbytes());
-    store.by_name_[parameter.name] = store.parameters_.size();
-    store.parameters_.push_back(std::move(parameter));
+    at::Tensor data = LATHE_TRY(read_parameter(dir, spec));
+    std::vector<std::pair<std::string, int64_t>> parts;
+    for (const auto& part : spec.parts) parts.emplace_back(part.name, part.shape[0]);
+    store.add(spec.name, std::move(data), parts, spec.vocabulary);
   }
   return store;
 }

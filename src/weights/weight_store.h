@@ -60,6 +60,9 @@ class WeightStore {
   // other than BF16 or F32, parts of one parameter that differ in dtype, NaN or infinite weights.
   static Result<WeightStore> load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs);
 
+  // Adds a parameter made of named parts of `rows` rows each, over memory that `data` owns. For tests and importers.
+  void add(const std::string& name, at::Tensor data, const std::vector<std::pair<std::string, int64_t>>& parts, bool vocabulary);
+
   // Reads all weights again, in place, from a directory with the same tensors. Hold the Gate alone. On failure some weights
   // may already be replaced: read again from a good directory.
   Status reload(const checkpoint::ModelDir& dir);
