@@ -180,19 +180,40 @@ Result<DirectoryVersion> read_version(io::Env& env, const std::string& directory
   return version_of(json);
 }
 
+namespace {
+
+// Temporary files that nothing will ask for any more.
+Status remove_litter(io::Env& env, const std::string& directory, const std::string& ending) {
+  if (!LATHE_TRY(env.exists(directory))) return {};
+  for (const std::string& file : LATHE_TRY(env.list(directory))) {
+    if (file.ends_with(ending)) LATHE_TRY(env.remove(directory + "/" + file));
+  }
+  return {};
+}
+
+Result<Intent> read_intent(io::Env& env, const Paths& paths) {
+  const Json json = LATHE_TRY(read_json(env, paths.intent));
+  if (!json.contains("shards") || !json["shards"].is_array()) return corruption(paths.intent + " is damaged");
+  Intent intent{.after = version_of(json)};
+  for (const Json& file : json["shards"]) {
+    if (!file.is_string()) return corruption(paths.intent + " is damaged");
+    intent.shards.push_back(file.get<std::string>());
+  }
+  return intent;
+}
+
+}  // namespace
+
 Status recover(io::Env& env, const std::string& directory) {
   const Paths paths(directory);
   if (LATHE_TRY(env.exists(paths.intent))) {
-    const Json json = LATHE_TRY(read_json(env, paths.intent));
-    if (!json.contains("shards") || !json["shards"].is_array()) return corruption(paths.intent + " is damaged");
-    Intent intent{.after = version_of(json)};
-    for (const Json& file : json["shards"]) intent.shards.push_back(file.get<std::string>());
-    return finish_install(env, paths, intent).at("finishing an interrupted sync");
+    const Intent intent = LATHE_TRY(read_intent(env, paths));
+    LATHE_TRY(finish_install(env, paths, intent).at("finishing an interrupted sync"));
   }
-  for (const std::string& file : LATHE_TRY(env.list(directory))) {
-    if (file.ends_with(std::string(".safetensors") + kNew)) LATHE_TRY(env.remove(paths.model + file));
-  }
-  return {};
+  // Without an intent new shards are litter; with one they have just been moved.
+  LATHE_TRY(remove_litter(env, directory, std::string(".safetensors") + kNew));
+  LATHE_TRY(remove_litter(env, paths.lathe, kNew));
+  return remove_litter(env, paths.previous, kNew);
 }
 
 Result<SyncReport> sync(io::Env& env, const std::string& directory, const LiveTensor& live, int64_t version) {

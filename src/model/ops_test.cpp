@@ -1,0 +1,82 @@
+// The CPU kernels of the serving path against their ATen twins in fp32 and bf16.
+#include "model/ops.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <gtest/gtest.h>
+
+#include "kernels/serving.h"
+#include "model/cpu_ops.h"
+
+namespace lathe::model {
+namespace {
+
+weights::Parameter parameter(const at::Tensor& data) { return {.name = "w", .data = data}; }
+
+// Largest difference as a share of the largest value: bf16 has 8 bits, so one unit in the last place is up to 2^-8.
+double worst(const at::Tensor& a, const at::Tensor& b) {
+  return ((a.to(at::kFloat) - b.to(at::kFloat)).abs().max() / b.to(at::kFloat).abs().max()).item<double>();
+}
+
+class ServingOps : public ::testing::TestWithParam<int64_t> {
+ protected:
+  void SetUp() override { at::manual_seed(3); }
+  static at::Tensor bf16(at::IntArrayRef shape) { return at::randn(shape).to(at::kBFloat16); }
+  const at::NoGradGuard no_grad_;
+};
+
+TEST_P(ServingOps, LinearOfFewRows) {
+  const int64_t in = GetParam();
+  const auto w = parameter(bf16({37, in})), bias = parameter(bf16({37}));
+  for (int64_t rows = 1; rows <= kernels::kFewRows; ++rows) {
+    const at::Tensor x = bf16({rows, in});
+    const at::Tensor expected = at::linear(x.to(at::kFloat), w.data.to(at::kFloat), bias.data.to(at::kFloat));
+    EXPECT_LT(worst(linear(x, w, &bias, nullptr), expected), 1.0 / 256) << rows;
+    EXPECT_LT(worst(linear(x, w, nullptr, nullptr), expected - bias.data.to(at::kFloat)), 1.0 / 256) << rows;
+  }
+}
+
+TEST_P(ServingOps, RmsNorm) {
+  const int64_t n = GetParam();
+  const auto w = parameter(bf16({n}));
+  const at::Tensor x = bf16({5, 2, n});
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor twin = (wide * at::rsqrt(wide.square().mean(-1, true) + 1e-5)).to(at::kBFloat16) * w.data;
+  EXPECT_LT(worst(rms_norm(x, w, 1e-5, nullptr), twin), 1.0 / 256);
+  EXPECT_LT(worst(rms_norm(x.transpose(0, 1), w, 1e-5, nullptr), twin.transpose(0, 1)), 1.0 / 256);
+}
+
+TEST_P(ServingOps, RotateIsBitForBitTheTwin) {
+  const int64_t half = GetParam();
+  const at::Tensor qkv = bf16({7, 5, 2 * half}), angle = at::randn({7, half});
+  const at::Tensor cos = angle.cos().to(at::kBFloat16), sin = angle.sin().to(at::kBFloat16);
+  const at::Tensor q = qkv.narrow(1, 1, 3);  // heads of a fused tensor
+  const at::Tensor a = q.narrow(-1, 0, half), b = q.narrow(-1, half, half), c = cos.unsqueeze(1), s = sin.unsqueeze(1);
+  EXPECT_TRUE(at::equal(rotate(q, cos, sin), at::cat({a * c - b * s, b * c + a * s}, -1)));
+}
+
+TEST_P(ServingOps, SiluMul) {
+  const int64_t inner = GetParam();
+  at::Tensor x = bf16({3, 2 * inner}) * 4;
+  x[0][0] = 200;
+  x[1][0] = -200;
+  const at::Tensor twin = at::silu(x.narrow(-1, 0, inner)) * x.narrow(-1, inner, inner);
+  EXPECT_LT(worst(silu_mul(x), twin), 1.0 / 256);
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, ServingOps, ::testing::Values(1, 8, 31, 32, 33, 576));
+
+TEST(Attention, IsAlignedBottomRight) {
+  at::manual_seed(3);
+  const at::Tensor q = at::randn({9, 4, 8}), k = at::randn({2, 9, 8}), v = at::randn({2, 9, 8});
+  const at::Tensor whole = attention(q, k, v);
+  for (int64_t past = 0; past < 9; ++past) {
+    EXPECT_LT(worst(attention(q.narrow(0, past, 9 - past), k, v), whole.narrow(0, past, 9 - past)), 1e-5) << past;
+  }
+  at::Tensor changed = k.clone();
+  changed.select(1, 8).zero_();
+  EXPECT_LT(worst(attention(q, changed, v).narrow(0, 0, 8), whole.narrow(0, 0, 8)), 1e-7) << "a later key must not be seen";
+}
+
+}  // namespace
+}  // namespace lathe::model

@@ -1,0 +1,85 @@
+#include "store/store.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+namespace lathe::store {
+namespace {
+
+class StoreTest : public ::testing::Test {
+ protected:
+  StoreTest() { std::filesystem::remove_all(path_), std::filesystem::remove(path_ + "-wal"), std::filesystem::remove(path_ + "-shm"); }
+  ~StoreTest() override { std::filesystem::remove(path_), std::filesystem::remove(path_ + "-wal"), std::filesystem::remove(path_ + "-shm"); }
+  const std::string path_ = (std::filesystem::temp_directory_path() / ("lathe-store-" + std::to_string(::getpid()))).string();
+};
+
+TEST_F(StoreTest, KeepsWhatItWasGivenAcrossOpenings) {
+  {
+    const auto store = std::move(Store::open(path_)).value();
+    ASSERT_TRUE(store->add_job({.id = "j", .state = "queued", .request_json = "{}"}).ok());
+    ASSERT_TRUE(store->set_job("j", "succeeded", R"({"version":2})").ok());
+    ASSERT_TRUE(store->add_version({.version = 1, .job_id = "j", .loss = 1.5, .learning_rate = 1e-5, .changed_fraction = 0.25}).ok());
+    ASSERT_TRUE(store->add_version({.version = 2, .job_id = "j"}).ok());
+    ASSERT_TRUE(store->mark_synced(1).ok());
+  }
+  const auto store = std::move(Store::open(path_)).value();
+  const Job job = std::move(store->job("j")).value();
+  EXPECT_EQ(job.state, "succeeded");
+  EXPECT_EQ(job.result_json, R"({"version":2})");
+  EXPECT_GT(job.finished_at, job.created_at - 1);
+  const auto versions = std::move(store->versions(10)).value();
+  ASSERT_EQ(versions.size(), 2U);
+  EXPECT_EQ(versions[0].version, 2);
+  EXPECT_FALSE(versions[0].synced);
+  EXPECT_TRUE(versions[1].synced);
+  EXPECT_EQ(versions[1].loss, 1.5);
+  EXPECT_EQ(*store->latest_version(), 2);
+  EXPECT_EQ(store->job("unknown").error().code, Code::kNotFound);
+}
+
+TEST_F(StoreTest, EqualExamplesAreStoredOnce) {
+  const auto store = std::move(Store::open(path_)).value();
+  const int64_t first = *store->add_example("{\"a\":1}", "j1");
+  EXPECT_EQ(*store->add_example("{\"a\":1}", "j2"), first);
+  EXPECT_NE(*store->add_example("{\"a\":2}", "j2"), first);
+  EXPECT_EQ(*store->example_count(), 2);
+}
+
+TEST_F(StoreTest, JobsCutOffByACrashAreFailed) {
+  {
+    const auto store = std::move(Store::open(path_)).value();
+    ASSERT_TRUE(store->add_job({.id = "cut", .state = "queued", .request_json = "{}"}).ok());
+    ASSERT_TRUE(store->set_job("cut", "running", "").ok());
+  }
+  const auto store = std::move(Store::open(path_)).value();
+  EXPECT_EQ(store->job("cut")->state, "failed");
+  EXPECT_NE(store->job("cut")->result_json.find("interrupted"), std::string::npos);
+}
+
+TEST_F(StoreTest, ThreadsShareIt) {
+  const auto store = std::move(Store::open(path_)).value();
+  {
+    std::vector<std::jthread> threads;
+    for (int t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        for (int i = 0; i < 25; ++i) EXPECT_TRUE(store->add_example(std::to_string(t * 100 + i), "j").ok());
+      });
+    }
+  }
+  EXPECT_EQ(*store->example_count(), 100);
+}
+
+TEST_F(StoreTest, AFileThatIsNoDatabaseIsRefused) {
+  std::ofstream(path_) << std::string(4096, 'x');
+  const auto store = Store::open(path_);
+  ASSERT_FALSE(store.ok());
+  EXPECT_EQ(store.error().code, Code::kCorruption);
+  EXPECT_NE(store.error().message.find(path_), std::string::npos);
+}
+
+}  // namespace
+}  // namespace lathe::store
