@@ -1,0 +1,172 @@
+"""The real program, on a tiny random model and on SmolLM2."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import urllib.error
+import urllib.request
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+LATHE = pathlib.Path(os.environ.get("LATHE_BUILD", REPOSITORY / "build")) / "lathe"
+
+TINY = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 640, "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "silu", "eos_token_id": 602,
+}
+
+
+def tiny_tensors():
+    """Name to shape."""
+    hidden, inner, layers = TINY["hidden_size"], TINY["intermediate_size"], TINY["num_hidden_layers"]
+    tensors = {"model.embed_tokens.weight": [TINY["vocab_size"], hidden], "model.norm.weight": [hidden]}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        tensors |= {
+            prefix + "input_layernorm.weight": [hidden], prefix + "post_attention_layernorm.weight": [hidden],
+            prefix + "self_attn.q_proj.weight": [hidden, hidden], prefix + "self_attn.k_proj.weight": [hidden // 2, hidden],
+            prefix + "self_attn.v_proj.weight": [hidden // 2, hidden], prefix + "self_attn.o_proj.weight": [hidden, hidden],
+            prefix + "mlp.gate_proj.weight": [inner, hidden], prefix + "mlp.up_proj.weight": [inner, hidden],
+            prefix + "mlp.down_proj.weight": [hidden, inner],
+        }
+    return tensors
+
+
+def bf16(value):
+    return struct.pack("<f", value)[2:]
+
+
+def write_safetensors(path, tensors):
+    """tensors: name to (shape, bytes), all BF16."""
+    header, offset = {}, 0
+    for name, (shape, data) in tensors.items():
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data for _, data in tensors.values()))
+
+
+def make_tiny(folder, shards=1, change=None):
+    """A random model directory; change(name, numbers) may alter a tensor's values before they are written."""
+    folder.mkdir(parents=True)
+    generator = random.Random(1)
+    tensors = {}
+    for name, shape in tiny_tensors().items():
+        count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        numbers = [1.0] * count if len(shape) == 1 else [generator.gauss(0, 0.05) for _ in range(count)]
+        if change:
+            numbers = change(name, numbers)
+        tensors[name] = (shape, b"".join(map(bf16, numbers)))
+    (folder / "config.json").write_text(json.dumps(TINY))
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(REPOSITORY / "tests/golden/text/own" / file, folder)
+    names = sorted(tensors)
+    if shards == 1:
+        write_safetensors(folder / "model.safetensors", tensors)
+        return folder
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = {name: tensors[name] for name in names[i::shards]}
+        weight_map |= {name: file for name in part}
+        write_safetensors(folder / file, part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+class Reply:
+    def __init__(self, status, headers, body):
+        self.status, self.headers, self.text = status, headers, body.decode()
+
+    @property
+    def json(self):
+        return json.loads(self.text)
+
+    @property
+    def error(self):
+        return self.json["error"]["message"]
+
+
+class Server:
+    def __init__(self, directory, *options, env=None):
+        self.directory = directory
+        self.process = subprocess.Popen(
+            [LATHE, "serve", directory, "--port", "0", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **(env or {})},
+        )
+        line = self.process.stdout.readline()
+        if " at http://" not in line:
+            self.process.wait(timeout=30)
+            raise RuntimeError(self.process.stderr.read())
+        self.url = line.rsplit(" at ", 1)[1].strip()
+
+    def call(self, path, body=None, raw=None, headers=None, method=None):
+        data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as reply:
+                return Reply(reply.status, reply.headers, reply.read())
+        except urllib.error.HTTPError as error:
+            return Reply(error.code, error.headers, error.read())
+
+    def ask(self, question, **options):
+        body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 32, **options}
+        return self.call("/v1/chat/completions", body).json["choices"][0]["message"]["content"]
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=60)
+        self.log = self.process.stderr.read()
+        return code
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def serve(request):
+    """serve(directory, options...) starts a server that ends with the test."""
+    servers = []
+
+    def start(*arguments, **keywords):
+        servers.append(Server(*arguments, **keywords))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def tiny(tiny_model, tmp_path):
+    """A copy that the test may change."""
+    return shutil.copytree(tiny_model, tmp_path / "tiny")
+
+
+@pytest.fixture(scope="session")
+def smollm2_model():
+    found = subprocess.run(["python3", REPOSITORY / "scripts/prepare_model.py"], capture_output=True, text=True)
+    if found.returncode != 0:
+        pytest.skip("SmolLM2 is not prepared: " + found.stderr.strip()[-200:])
+    return pathlib.Path(found.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def smollm2(smollm2_model, tmp_path):
+    return shutil.copytree(smollm2_model, tmp_path / "SmolLM2")

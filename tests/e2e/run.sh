@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# The real program over HTTP. usage: run.sh [PYTEST ARGUMENTS...]
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=$(python3 scripts/lathe_cache.py e2e)
+exec "$python" -m pytest -p no:cacheprovider -q -rs tests/e2e "$@"
