@@ -1,7 +1,7 @@
 // What an optimizer step costs on a CPU beside what the machine allows: propose and commit of SmolLM2-135M's shapes from bf16
 // factors of 96 graded tokens, and the rounding kernel alone.
 //
-// usage: optimizer_bench [TOKENS]
+// usage: optimizer_bench [TOKENS [METHOD]]
 // Prints one JSON line per case. `share_of_copy` is the rate at which a pass reads and writes the weights, 4 bytes per
 // bf16 weight, over the rate at which this machine copies memory in the same process.
 #include <ATen/ATen.h>
@@ -121,6 +121,8 @@ int main(int argc, char** argv) {
   rounding_case(store, kernels::Rounding::kStochastic, copy);
   rounding_case(store, kernels::Rounding::kNearest, copy);
   using optim::Method;
-  for (const Method method : {Method::kApolloMini, Method::kApollo, Method::kSgd, Method::kAdamW}) step_case(store, method, tokens, copy);
+  for (const Method method : {Method::kApolloMini, Method::kApollo, Method::kSgd, Method::kAdamW}) {
+    if (argc <= 2 || optim::method_name(method) == argv[2]) step_case(store, method, tokens, copy);
+  }
   return 0;
 }

@@ -18,9 +18,11 @@ constexpr int64_t kBlocks = kGroup / 8;
 // Tags keep the streams of different uses apart.
 constexpr uint32_t kRoundingTag = 0x5EED0001U, kNormalTag = 0x5EED0002U;
 
-// The 64 blocks of group `group`, word by word, so that the loop runs over blocks and vectorises.
-LATHE_CLONES void group_bits(uint32_t* __restrict out, uint64_t group, const Update& update) {
-  uint32_t c0[kBlocks], c1[kBlocks], c2[kBlocks], c3[kBlocks];
+// The random halves of group `group`, widened: noise[e] belongs to element e of the group. Word by word, so that the loops
+// run over blocks and vectorise.
+LATHE_CLONES void group_noise(uint32_t* __restrict noise, uint64_t group, const Update& update) {
+  uint32_t words[4][kBlocks];
+  auto& [c0, c1, c2, c3] = words;
   for (int64_t b = 0; b < kBlocks; ++b) {
     const uint64_t counter = group * kBlocks + static_cast<uint64_t>(b);
     c0[b] = static_cast<uint32_t>(counter);
@@ -40,21 +42,38 @@ LATHE_CLONES void group_bits(uint32_t* __restrict out, uint64_t group, const Upd
     k0 += 0x9E3779B9U;
     k1 += 0xBB67AE85U;
   }
-  std::copy_n(c0, kBlocks, out);
-  std::copy_n(c1, kBlocks, out + kBlocks);
-  std::copy_n(c2, kBlocks, out + 2 * kBlocks);
-  std::copy_n(c3, kBlocks, out + 3 * kBlocks);
+  for (int64_t word = 0; word < 4; ++word) {
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      noise[word * kBlocks + b] = words[word][b] & 0xFFFFU;
+      noise[kGroup / 2 + word * kBlocks + b] = words[word][b] >> 16;
+    }
+  }
 }
 
 constexpr uint32_t kExponent = 0x7F800000U;
 
 // Adds `noise` below the kept bits and truncates. The sum must not carry a finite number into infinity.
-inline uint32_t round_with(uint32_t bits, uint32_t noise) {
+[[gnu::always_inline]] inline uint16_t round_with(uint32_t bits, uint32_t noise) {
   const uint32_t sum = bits + noise;
   const uint32_t kept = (sum & kExponent) == kExponent ? bits : sum;
   const bool nan = (bits & 0x7FFFFFFFU) > kExponent;
-  return nan ? 0x7FC0U : kept >> 16;
+  return static_cast<uint16_t>(nan ? 0x7FC0U : kept >> 16);
 }
+
+// What becomes of the i-th sum of a run.
+struct RoundStochastic {
+  const uint32_t* __restrict noise;
+  [[gnu::always_inline]] uint16_t operator()(float x, int64_t i) const { return round_with(std::bit_cast<uint32_t>(x), noise[i]); }
+};
+struct RoundNearest {  // ties to even
+  [[gnu::always_inline]] uint16_t operator()(float x, int64_t) const {
+    const auto bits = std::bit_cast<uint32_t>(x);
+    return round_with(bits, 0x7FFFU + ((bits >> 16) & 1U));
+  }
+};
+struct Keep {
+  [[gnu::always_inline]] float operator()(float x, int64_t) const { return x; }
+};
 
 constexpr int64_t kLanes = 32;
 
@@ -62,85 +81,78 @@ constexpr int64_t kLanes = 32;
 struct LaneSums {
   int32_t changed[kLanes] = {};
   float squared[kLanes] = {}, dot[kLanes] = {};
+
+  // Pairwise, which is also what vector code likes.
+  [[gnu::always_inline]] UpdateStats total(int64_t elements) {
+    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+      for (int64_t l = 0; l < width; ++l) {
+        changed[l] += changed[l + width];
+        squared[l] += squared[l + width];
+        dot[l] += dot[l + width];
+      }
+    }
+    return {.elements = elements, .changed = changed[0], .intended_squared = squared[0], .realised_dot = dot[0]};
+  }
 };
 
-// w <- round(w - step u - decay w) for one element; `noise` is what round_with adds.
-template <class U>
-[[gnu::always_inline]] inline void update_element(uint16_t& w, U u, uint32_t noise, float step, float decay, int32_t& changed,
-                                                  float& squared, float& dot) {
-  const float before = widen(w);
-  const float intended = -(step * widen(u) + decay * before);
-  const auto after = static_cast<uint16_t>(round_with(std::bit_cast<uint32_t>(before + intended), noise));
-  changed += after != w ? 1 : 0;
-  squared += intended * intended;
-  dot += intended * (widen(after) - before);
-  w = after;
-}
-
-// n <= kGroup elements.
-template <class U>
-[[gnu::always_inline]] inline UpdateStats update_run(uint16_t* __restrict w, const U* __restrict u, const uint32_t* __restrict noise,
-                                                     int64_t n, float step, float decay) {
+// w <- round(w - step u - decay w) for n <= kGroup elements.
+template <class W, class U, class Round>
+[[gnu::always_inline]] inline UpdateStats update_run(W* __restrict w, const U* __restrict u, int64_t n, float step, float decay, Round round) {
   LaneSums sums;
-  const int64_t whole = n - n % kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) {
-      update_element(w[i + l], u[i + l], noise[i + l], step, decay, sums.changed[l], sums.squared[l], sums.dot[l]);
-    }
-  }
-  for (int64_t i = whole; i < n; ++i) {
-    update_element(w[i], u[i], noise[i], step, decay, sums.changed[i - whole], sums.squared[i - whole], sums.dot[i - whole]);
-  }
-  UpdateStats stats{.elements = n};
-  for (int64_t l = 0; l < kLanes; ++l) {
-    stats.changed += sums.changed[l];
-    stats.intended_squared += static_cast<double>(sums.squared[l]);
-    stats.realised_dot += static_cast<double>(sums.dot[l]);
-  }
-  return stats;
-}
-
-LATHE_CLONES UpdateStats update_group(uint16_t* w, const float* u, const uint32_t* noise, int64_t n, float step, float decay) {
-  return update_run(w, u, noise, n, step, decay);
-}
-LATHE_CLONES UpdateStats update_group(uint16_t* w, const uint16_t* u, const uint32_t* noise, int64_t n, float step, float decay) {
-  return update_run(w, u, noise, n, step, decay);
-}
-
-// Nearest, ties to even, is "add 0x7FFF plus the lowest kept bit": the bit depends on the element, so it has its own loop.
-template <class U>
-UpdateStats update_nearest(uint16_t* w, const U* u, int64_t n, float step, float decay) {
-  UpdateStats stats{.elements = n};
-  for (int64_t i = 0; i < n; ++i) {
+  const auto update = [&](int64_t i, int64_t lane) __attribute__((always_inline)) {
     const float before = widen(w[i]);
     const float intended = -(step * widen(u[i]) + decay * before);
-    const auto bits = std::bit_cast<uint32_t>(before + intended);
-    const auto after = static_cast<uint16_t>(round_with(bits, 0x7FFFU + ((bits >> 16) & 1U)));
-    stats.changed += after != w[i] ? 1 : 0;
-    stats.intended_squared += static_cast<double>(intended) * intended;
-    stats.realised_dot += static_cast<double>(intended) * (widen(after) - before);
-    w[i] = after;
+    w[i] = round(before + intended, i);
+    const float after = widen(w[i]);
+    sums.changed[lane] += std::bit_cast<int32_t>(after) != std::bit_cast<int32_t>(before) ? 1 : 0;
+    sums.squared[lane] += intended * intended;
+    sums.dot[lane] += intended * (after - before);
+  };
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) update(i + lane, lane);
+  }
+  for (int64_t i = whole; i < n; ++i) update(i, i - whole);
+  return sums.total(n);
+}
+
+// One clone each: attributes of this kind do not go on templates.
+LATHE_CLONES UpdateStats run(uint16_t* w, const float* u, int64_t n, float step, float decay, RoundStochastic round) {
+  return update_run(w, u, n, step, decay, round);
+}
+LATHE_CLONES UpdateStats run(uint16_t* w, const uint16_t* u, int64_t n, float step, float decay, RoundStochastic round) {
+  return update_run(w, u, n, step, decay, round);
+}
+LATHE_CLONES UpdateStats run(uint16_t* w, const float* u, int64_t n, float step, float decay, RoundNearest round) {
+  return update_run(w, u, n, step, decay, round);
+}
+LATHE_CLONES UpdateStats run(uint16_t* w, const uint16_t* u, int64_t n, float step, float decay, RoundNearest round) {
+  return update_run(w, u, n, step, decay, round);
+}
+LATHE_CLONES UpdateStats run(float* w, const float* u, int64_t n, float step, float decay, Keep keep) {
+  return update_run(w, u, n, step, decay, keep);
+}
+
+// Walks elements first .. first + n - 1 group by group.
+template <class Work>
+UpdateStats for_groups(int64_t first, int64_t n, Work&& work) {
+  UpdateStats stats;
+  for (int64_t done = 0; done < n;) {
+    const int64_t inside = (first + done) % kGroup, count = std::min(kGroup - inside, n - done);
+    stats += work(done, (first + done) / kGroup, inside, count);
+    done += count;
   }
   return stats;
 }
 
 template <class U>
 UpdateStats update_range(uint16_t* w, const U* u, int64_t first, int64_t n, const Update& update) {
-  if (update.rounding == Rounding::kNearest) return update_nearest(w, u, n, update.step, update.decay);
-  UpdateStats stats;
-  uint32_t words[kGroup / 2], noise[kGroup];
-  for (int64_t done = 0; done < n;) {
-    const int64_t element = first + done, inside = element % kGroup;
-    const int64_t count = std::min(kGroup - inside, n - done);
-    group_bits(words, static_cast<uint64_t>(element / kGroup), update);
-    for (int64_t i = 0; i < kGroup / 2; ++i) {
-      noise[2 * i] = words[i] & 0xFFFFU;
-      noise[2 * i + 1] = words[i] >> 16;
-    }
-    stats += update_group(w + done, u + done, noise + inside, count, update.step, update.decay);
-    done += count;
-  }
-  return stats;
+  uint32_t noise[kGroup];
+  return for_groups(first, n, [&](int64_t at, int64_t group, int64_t inside, int64_t count) {
+    if (update.rounding == Rounding::kNearest) return run(w + at, u + at, count, update.step, update.decay, RoundNearest{});
+    group_noise(noise, static_cast<uint64_t>(group), update);
+    return run(w + at, u + at, count, update.step, update.decay, RoundStochastic{noise + inside});
+  });
 }
 
 }  // namespace
@@ -153,16 +165,9 @@ UpdateStats update_bf16(uint16_t* w, const uint16_t* u_bf16, int64_t first, int6
 }
 
 UpdateStats update_fp32(float* w, const float* u, int64_t n, const Update& update) {
-  UpdateStats stats{.elements = n};
-  for (int64_t i = 0; i < n; ++i) {
-    const float before = w[i];
-    const float intended = -(update.step * u[i] + update.decay * before);
-    w[i] = before + intended;
-    stats.changed += w[i] != before ? 1 : 0;
-    stats.intended_squared += static_cast<double>(intended) * intended;
-    stats.realised_dot += static_cast<double>(intended) * (w[i] - before);
-  }
-  return stats;
+  return for_groups(0, n, [&](int64_t at, int64_t, int64_t, int64_t count) {
+    return run(w + at, u + at, count, update.step, update.decay, Keep{});
+  });
 }
 
 void normal_numbers(float* out, int64_t n, uint32_t seed, uint32_t stream, uint32_t epoch) {

@@ -4,9 +4,9 @@
 // at usual learning rates is ~98 % of them; stochastic rounding keeps the expectation exact: 16 random bits are added below
 // the kept ones and the sum is truncated.
 //
-// Random bits: Philox4x32-10 with key (seed, stream) and a counter made of element and step. Elements come in groups of
-//              512; group g owns counters 64 g .. 64 g + 63; with the four output words of those 64 blocks laid out word by
-//              word as 256 32-bit numbers, element e of the group takes half e % 2 (low first) of number e / 2.
+// Random bits: Philox4x32-10 with key (seed, stream) and counter (block, update_index, a tag). Elements come in groups of
+//              512; group g owns blocks 64 g .. 64 g + 63. Element e of the group takes 16 bits: the low half of word
+//              k / 64 of block k % 64 for k = e < 256, the high half of that of k = e - 256 for the others.
 // Memory:      in place; nothing is allocated.
 // Threads:     pure on their ranges; ranges of one tensor may be updated concurrently.
 #pragma once

@@ -101,6 +101,58 @@ TEST(StochasticRounding, DependsOnTheElementAndNotOnHowTheRangeIsCut) {
   EXPECT_NE(whole, other_step);
 }
 
+// The definition in the header, element by element: what any other implementation must agree with to the bit.
+TEST(StochasticRounding, TakesItsBitsFromWhereTheHeaderSays) {
+  constexpr int64_t n = 1500;
+  const Update update{.step = 0.37F, .decay = 0.01F, .seed = 21, .stream = 5, .update_index = 11};
+  std::vector<float> u(n);
+  normal_numbers(u.data(), n, 1, 2, 3);
+  std::vector<uint16_t> w(n), expected(n);
+  for (int64_t e = 0; e < n; ++e) {
+    w[e] = truncated(0.01F * static_cast<float>(e - 700));
+    const auto group = static_cast<uint32_t>(e / 512), k = static_cast<uint32_t>(e % 256);
+    const PhiloxBlock block = philox({update.seed, update.stream}, {64 * group + k % 64, 0, update.update_index, 0x5EED0001});
+    const uint32_t word = block[k / 64], bits = e % 512 < 256 ? word & 0xFFFF : word >> 16;
+    const float sum = value(w[e]) - (update.step * u[e] + update.decay * value(w[e]));
+    expected[e] = static_cast<uint16_t>((std::bit_cast<uint32_t>(sum) + bits) >> 16);
+  }
+  const UpdateStats stats = update_bf16(w.data(), u.data(), 0, n, update);
+  EXPECT_EQ(w, expected);
+  EXPECT_EQ(stats.elements, n);
+  EXPECT_GT(stats.changed, n / 2);
+}
+
+TEST(StochasticRounding, IsSymmetricInSignAndTakesBf16UpdatesAlike) {
+  constexpr int64_t n = 1000;
+  const Update update{.step = 0.1F, .seed = 3};
+  std::vector<float> u(n), minus_u(n);
+  normal_numbers(u.data(), n, 1, 2, 3);
+  std::vector<uint16_t> w(n), minus_w(n), u_bf16(n);
+  for (int64_t e = 0; e < n; ++e) {
+    u_bf16[e] = truncated(u[e]);
+    u[e] = value(u_bf16[e]);
+    minus_u[e] = -u[e];
+    w[e] = truncated(0.02F * static_cast<float>(e + 1));
+    minus_w[e] = w[e] ^ 0x8000;
+  }
+  std::vector<uint16_t> same = w;
+  update_bf16(w.data(), u.data(), 0, n, update);
+  update_bf16(minus_w.data(), minus_u.data(), 0, n, update);
+  update_bf16(same.data(), u_bf16.data(), 0, n, update);
+  for (int64_t e = 0; e < n; ++e) ASSERT_EQ(w[e] ^ 0x8000, minus_w[e]);
+  EXPECT_EQ(w, same);
+}
+
+TEST(Fp32Update, IsOneSubtraction) {
+  constexpr int64_t n = 1000;
+  std::vector<float> w(n, 0.75F), u(n);
+  normal_numbers(u.data(), n, 1, 2, 3);
+  const UpdateStats stats = update_fp32(w.data(), u.data(), n, {.step = 0.5F, .decay = 0.25F});
+  for (int64_t e = 0; e < n; ++e) ASSERT_EQ(w[e], 0.75F - (0.5F * u[e] + 0.25F * 0.75F));
+  EXPECT_EQ(stats.changed, n);
+  EXPECT_NEAR(stats.realised_dot / stats.intended_squared, 1, 1e-5);
+}
+
 TEST(NormalNumbers, HaveTheirMomentsAndAreAFunctionOfTheirIndex) {
   constexpr int64_t n = 200'000;
   std::vector<float> x(n), prefix(1001), other(n);
