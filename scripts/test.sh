@@ -9,6 +9,8 @@ folder=build-$preset
 [ "$preset" = cpu ] && folder=build
 # Tests of real tokenizers skip themselves, loudly, without these.
 python3 scripts/fetch_tokenizers.py >/dev/null || echo "note: no real tokenizers; the tests that need them will be skipped" >&2
+# Test programs run side by side: long spinning would have them wait for each other (docs/decisions/0004-short-spin.md).
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}
 ctest --preset "$preset" --parallel "$(nproc)" "$@"
 code=$?
 # "[  PASSED  ] 12 tests." is gtest's closing line, "3 passed, 1 skipped in 2.10s" pytest's.
