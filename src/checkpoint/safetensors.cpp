@@ -143,4 +143,21 @@ Result<Header> parse_header(std::span<const std::byte> file, uint64_t file_size)
   return header;
 }
 
+std::string format_header(std::span<TensorInfo> tensors, const std::map<std::string, std::string>& metadata) {
+  Json json = Json::object();
+  if (!metadata.empty()) json["__metadata__"] = metadata;
+  uint64_t offset = 0;
+  for (TensorInfo& info : tensors) {
+    auto bytes = static_cast<uint64_t>(dtype_size(info.dtype));
+    for (const int64_t size : info.shape) bytes *= static_cast<uint64_t>(size);
+    info.begin = offset;
+    info.end = offset += bytes;
+    json[info.name] = {{"dtype", dtype_name(info.dtype)}, {"shape", info.shape}, {"data_offsets", {info.begin, info.end}}};
+  }
+  std::string text = json.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = text.size();
+  return std::string(reinterpret_cast<const char*>(&length), sizeof length) + text;
+}
+
 }  // namespace lathe::checkpoint

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 
@@ -35,6 +36,28 @@ TEST(Safetensors, ReadsTensorsInTheOrderOfTheirData) {
   EXPECT_EQ(header->tensors[1].dtype, Dtype::kBF16);
   EXPECT_EQ(header->metadata.at("format"), "pt");
   EXPECT_EQ(header->data_offset, file.size() - 16);
+}
+
+TEST(Safetensors, ReadsTheHeadersItWrites) {
+  std::vector<TensorInfo> tensors = {{.name = "b", .dtype = Dtype::kBF16, .shape = {2, 3}},
+                                     {.name = "a", .dtype = Dtype::kI64, .shape = {}},
+                                     {.name = "none", .dtype = Dtype::kF32, .shape = {0, 4}}};
+  const std::string text = format_header(tensors, {{"kind", "test"}});
+  EXPECT_EQ(text.size() % 8, 0U);
+  std::vector<std::byte> file(text.size() + 20);
+  std::memcpy(file.data(), text.data(), text.size());
+  const auto header = parse_header(file, file.size());
+  ASSERT_TRUE(header.ok()) << header.error().message;
+  EXPECT_EQ(header->metadata.at("kind"), "test");
+  ASSERT_EQ(header->tensors.size(), 3U);
+  for (const TensorInfo& expected : tensors) {
+    const auto found = std::find_if(header->tensors.begin(), header->tensors.end(), [&](const TensorInfo& t) { return t.name == expected.name; });
+    ASSERT_NE(found, header->tensors.end());
+    EXPECT_EQ(found->shape, expected.shape);
+    EXPECT_EQ(found->dtype, expected.dtype);
+    EXPECT_EQ(found->begin, expected.begin);
+    EXPECT_EQ(found->size(), expected.size());
+  }
 }
 
 TEST(Safetensors, RefusesByName) {

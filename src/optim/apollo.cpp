@@ -1,9 +1,11 @@
 #include "optim/apollo.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace lathe::optim {
 namespace {
@@ -11,53 +13,93 @@ namespace {
 // Below this root mean square, an update is too small for its norm to say anything about the next one.
 constexpr double kFloorRms = 1e-3;
 
-// P [r, m]: i.i.d. N(0, 1/r), a pure function of (seed, tensor, refresh).
-at::Tensor projection(int64_t rank, int64_t m, uint32_t seed, uint32_t stream, int64_t refresh) {
-  at::Tensor p = at::empty({rank, m}, at::kFloat);
-  kernels::normal_numbers(p.data_ptr<float>(), p.numel(), seed, stream, static_cast<uint32_t>(refresh));
-  return p.div_(std::sqrt(static_cast<double>(rank)));
+// What the authors add to every norm they divide by.
+constexpr double kOfficialEpsilon = 1e-8;
+
+// The authors' seed after `refreshes` refreshes: each the 15th number that a generator with the seed before draws.
+uint64_t official_seed(uint64_t seed, int64_t refreshes) {
+  constexpr int64_t kDraws = 15;
+  for (int64_t i = 0; i < refreshes; ++i) {
+    const at::Tensor draws = at::randint(std::numeric_limits<int64_t>::max(), {kDraws},
+                                         at::make_generator<at::CPUGeneratorImpl>(seed), at::kLong);
+    seed = static_cast<uint64_t>(draws[kDraws - 1].item<int64_t>());
+  }
+  return seed;
+}
+
+// ‖U‖ and what it is limited by. U must not yet be limited.
+double limiter(double norm, double floor, const Moments& moments, const OptimizerConfig& config) {
+  if (config.growth_limit == 0 || moments.updates == 0) return 1;
+  if (config.official_compat) {
+    return std::max(norm / (moments.norm + kOfficialEpsilon), config.growth_limit) / config.growth_limit;
+  }
+  return std::max(1.0, norm / std::max(config.growth_limit * moments.norm, floor));
 }
 
 }  // namespace
 
-ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const ApolloState& state,
-                       const OptimizerConfig& config, uint32_t stream) {
-  const int64_t m = std::min(gradient.rows(), gradient.columns());
-  const bool channels = config.method == Method::kApollo;
-  const int64_t rank = channels ? std::min(config.rank, m) : 1;
-  const at::Tensor r =
-      gradient.project(projection(rank, m, config.seed, stream, state.updates / config.refresh_every));
+Scaling scaling_of(const OptimizerConfig& config, int64_t a, int64_t b, bool vocabulary) {
+  const bool mini = config.method == Method::kApolloMini;
+  if (!mini && vocabulary) return {Granularity::kTensor, 1};
+  return {mini ? Granularity::kTensor : Granularity::kChannel, std::min({config.projection_rank(), a, b})};
+}
 
-  ApolloStep step{.gradient_norm = gradient_norm};
-  ApolloState& next = step.next;
-  next.updates = state.updates + 1;
+at::Tensor projection(const OptimizerConfig& config, int64_t rank, int64_t m, bool tall, int64_t part_id,
+                      int64_t updates) {
+  const int64_t refresh = updates / config.refresh_every;
+  at::Tensor p;
+  if (config.official_compat) {
+    const uint64_t seed = official_seed(config.seed + static_cast<uint64_t>(part_id), refresh);
+    const auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+    // They multiply a wide gradient from the left by [m, rank].
+    p = tall ? at::randn({rank, m}, generator) : at::randn({m, rank}, generator).t();
+  } else {
+    p = at::empty({rank, m}, at::kFloat);
+    kernels::normal_numbers(p.data_ptr<float>(), p.numel(), config.seed, static_cast<uint32_t>(part_id),
+                            static_cast<uint32_t>(refresh));
+  }
+  return p / std::sqrt(static_cast<double>(rank));
+}
+
+ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const at::Tensor& p,
+                       Granularity granularity, const Moments& moments, const OptimizerConfig& config) {
+  const at::Tensor r = gradient.project(p);
+  ApolloStep step;
+  Moments& next = step.next;
+  next.updates = moments.updates + 1;
   next.m = (1 - config.beta1) * r;
   next.v = (1 - config.beta2) * r * r;
-  if (state.m.defined()) {
-    next.m += config.beta1 * state.m;
-    next.v += config.beta2 * state.v;
+  if (moments.m.defined()) {
+    next.m += config.beta1 * moments.m;
+    next.v += config.beta2 * moments.v;
   }
-  const auto t = static_cast<double>(next.updates);
-  const double correction1 = 1 - std::pow(config.beta1, t), correction2 = 1 - std::pow(config.beta2, t);
-  const at::Tensor adam = (next.m / correction1) / ((next.v / correction2).sqrt() + config.epsilon);
+  const BiasCorrection correction = bias_correction(config, next.updates);
+  const bool compat = config.official_compat;
+  const at::Tensor adam = compat ? next.m / (next.v.sqrt() + config.epsilon)
+                                 : correction.first * next.m / ((correction.second * next.v).sqrt() + config.epsilon);
 
-  step.scale = std::sqrt(static_cast<double>(m) / static_cast<double>(rank));
-  double norm = 0;
-  if (channels) {
+  // Channels lie along the larger side, which is the first of R if G is tall.
+  const double tiny = compat ? kOfficialEpsilon : 0;
+  double norm = 0;  // of G diag(s)
+  if (granularity == Granularity::kChannel) {
     const int64_t along = gradient.tall() ? 1 : 0;
-    step.channel_scale = adam.norm(2, along) / r.norm(2, along).clamp_min(1e-30);
-    norm = step.scale *
-           std::sqrt((step.channel_scale.square() * gradient.channel_squared_norms()).sum(at::kDouble).item<double>());
+    step.channel_scale = adam.norm(2, along) / (r.norm(2, along) + tiny).clamp_min(1e-30);
+    step.scale = 1;
+    norm = std::sqrt((step.channel_scale.square() * gradient.channel_squared_norms()).sum(at::kDouble).item<double>());
   } else {
-    step.scale *= adam.norm().item<double>() / std::max(r.norm().item<double>(), 1e-30);
+    step.scale = adam.norm().item<double>() / std::max(r.norm().item<double>() + tiny, 1e-30);
     norm = step.scale * gradient_norm;
   }
-  const double floor = kFloorRms * std::sqrt(static_cast<double>(gradient.rows()) * static_cast<double>(gradient.columns()));
-  if (config.growth_limit > 0 && state.updates > 0) {
-    step.limiter = std::max(1.0, norm / std::max(config.growth_limit * state.norm, floor));
-  }
-  step.scale /= step.limiter;
+
+  const auto m = static_cast<double>(p.size(1)), rank = static_cast<double>(p.size(0));
+  const double alpha = std::sqrt(config.scale.value_or(m / rank));
+  const auto elements = static_cast<double>(gradient.dense().rows() * gradient.dense().columns());
+  // α is in the norm that is limited, so that the floor is in AdamW's units; the authors leave it out.
+  if (!compat) norm *= alpha;
+  step.limiter = limiter(norm, kFloorRms * std::sqrt(elements), moments, config);
   next.norm = norm / step.limiter;
+  step.scale *= alpha / step.limiter;
+  if (compat) step.scale *= correction.first / std::sqrt(correction.second);
   return step;
 }
 

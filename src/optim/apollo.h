@@ -9,36 +9,45 @@
 //
 // Where this departs from the authors' code, and why: α makes the learning rate mean what it means for AdamW; the limiter
 // acts on bias-corrected norms (theirs halves the first ten steps of a repeated example); its floor lets a tensor recover
-// from a tiny gradient; P is regenerated from its key instead of stored. docs/research/apollo.md derives all of it.
+// from a tiny gradient; P is regenerated from its key instead of stored. OptimizerConfig::official_compat takes all of it
+// back. docs/research/apollo.md derives it.
 //
 // Threads: values.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include "optim/config.h"
 #include "optim/factors.h"
-#include "optim/optimizer.h"
+#include "optim/moments.h"
 
 namespace lathe::optim {
 
-// State of one matrix; undefined moments mean that no update was committed yet.
-struct ApolloState {
-  at::Tensor m, v;     // of R, fp32
-  int64_t updates = 0;
-  double norm = 0;     // ‖U‖ of the last update, limited
+// Along which lines of a matrix there is a scale of its own.
+enum class Granularity { kTensor, kChannel };
+
+struct Scaling {
+  Granularity granularity;
+  int64_t rank;
 };
+// Of a matrix [a, b]. The vocabulary's rows are many and rarely touched: it is scaled as a whole, at rank 1, by apollo too.
+Scaling scaling_of(const OptimizerConfig& config, int64_t a, int64_t b, bool vocabulary);
 
 // What an update of one matrix will be: W -= lr * scale * (channel_scale ∘ G).
 struct ApolloStep {
-  double scale = 0;         // α s / limiter, or α / limiter with channels
-  at::Tensor channel_scale; // [larger side] fp32; undefined when tensor-wise
-  double gradient_norm = 0;
+  double scale = 0;          // α s / limiter, or α / limiter with channels
+  at::Tensor channel_scale;  // [larger side] fp32; undefined when tensor-wise
   double limiter = 1;
-  ApolloState next;         // takes the place of the state when the update is committed
+  Moments next;  // takes the place of the moments when the update is committed
 };
 
-// `stream` keys the projection. The gradient's norm must be finite and positive.
-ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const ApolloState& state,
-                       const OptimizerConfig& config, uint32_t stream);
+// P [rank, m], i.i.d. N(0, 1/rank): a pure function of config.seed, the part and `updates` / refresh_every. `tall` as in
+// PartRows; only official_compat looks at it.
+at::Tensor projection(const OptimizerConfig& config, int64_t rank, int64_t m, bool tall, int64_t part_id,
+                      int64_t updates);
+
+// One step with projection `p`. The gradient's norm must be finite and positive.
+ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const at::Tensor& p,
+                       Granularity granularity, const Moments& moments, const OptimizerConfig& config);
 
 }  // namespace lathe::optim

@@ -52,6 +52,14 @@ class Fixture : public ::testing::Test {
 
 double relative(const at::Tensor& a, const at::Tensor& b) { return ((a - b).norm() / b.norm()).item<double>(); }
 
+// One APOLLO step of a part, as propose() takes it.
+ApolloStep next_step(const PartGradient& gradient, const Moments& moments, const OptimizerConfig& config) {
+  const int64_t a = gradient.dense().rows(), b = gradient.dense().columns();
+  const auto [granularity, rank] = scaling_of(config, a, b, /*vocabulary=*/false);
+  const at::Tensor p = projection(config, rank, std::min(a, b), gradient.tall(), 1, moments.updates);
+  return apollo_step(gradient, std::sqrt(gradient.squared_norm()), p, granularity, moments, config);
+}
+
 using Factored = Fixture;
 
 TEST_F(Factored, EveryQuantityIsThatOfTheDenseGradient) {
@@ -71,7 +79,7 @@ TEST_F(Factored, EveryQuantityIsThatOfTheDenseGradient) {
       EXPECT_NEAR(gradient.squared_norm(), g.square().sum().item<double>(), 1e-4 * g.square().sum().item<double>()) << part.name;
       EXPECT_LT(relative(gradient.channel_squared_norms(), g.square().sum(tall ? 1 : 0)), 1e-4) << part.name;
       at::Tensor rows = at::empty({3, 8});
-      gradient.dense_rows(part.rows - 3, 3, rows);
+      gradient.dense().write(part.rows - 3, 3, rows);
       EXPECT_LT(relative(rows, g.narrow(0, part.rows - 3, 3)), 1e-5) << part.name;
     }
   }
@@ -148,12 +156,12 @@ TEST_P(Apollo, TheLimiterBoundsGrowthAndSparesTheFirstStep) {
   const Parameter& parameter = store.parameters()[0];
   const Part& part = parameter.parts[0];
   const OptimizerConfig config{.method = GetParam(), .rank = 2};
-  ApolloState state;
+  Moments state;
   for (int t = 0; t < 20; ++t) {
     const GradientSet set = make_gradients(store, t % 5 == 4 ? 100 : 1);
     const Factors factors = gather(set.matrices[0], parameter);
     const PartGradient gradient(factors, part);
-    const ApolloStep step = apollo_step(gradient, std::sqrt(gradient.squared_norm()), state, config, 1);
+    const ApolloStep step = next_step(gradient, state, config);
     if (t == 0) {
       EXPECT_EQ(step.limiter, 1);
     } else {
@@ -173,10 +181,10 @@ TEST_F(Factored, ProjectionsAreRefreshedAndMomentsKept) {
   const Factors factors = gather(set.matrices[0], parameter);
   const PartGradient gradient(factors, parameter.parts[0]);
   const OptimizerConfig config{.refresh_every = 3};
-  ApolloState state;
+  Moments state;
   std::vector<at::Tensor> fresh;  // what R adds to the moments, step by step: R itself, since G is constant
   for (int t = 0; t < 6; ++t) {
-    const ApolloStep step = apollo_step(gradient, std::sqrt(gradient.squared_norm()), state, config, 1);
+    const ApolloStep step = next_step(gradient, state, config);
     fresh.push_back((state.m.defined() ? step.next.m - 0.9 * state.m : step.next.m) * 10);
     state = step.next;
   }
