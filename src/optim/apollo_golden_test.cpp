@@ -1,0 +1,170 @@
+// Trajectories of the authors' package (apollo-torch 1.0.3), and small vectors worked out in fp64 from the paper.
+//
+// tests/golden/apollo holds four of eighteen cases: tall, wide and square; tensor- and channel-wise; with and without decay.
+// LATHE_GOLDEN_APOLLO names a folder with others.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/safetensors.h"
+#include "io/env.h"
+#include "optim/apollo.h"
+#include "optim/optimizer.h"
+
+namespace lathe::optim {
+namespace {
+
+using Tensors = std::map<std::string, at::Tensor>;
+
+Tensors read_tensors(const std::string& path) {
+  const auto file = io::posix_env().map(path).value();
+  const auto header = checkpoint::parse_header(file->bytes(), file->bytes().size()).value();
+  Tensors tensors;
+  for (const auto& info : header.tensors) {
+    const auto* data = file->bytes().data() + header.data_offset + info.begin;
+    tensors[info.name] = at::from_blob(const_cast<std::byte*>(data), info.shape, at::kFloat).clone();
+  }
+  return tensors;
+}
+
+OptimizerConfig config_of(const nlohmann::json& c) {
+  return {.method = c["scale_type"] == "tensor" ? Method::kApolloMini : Method::kApollo,
+          .rank = c["rank"],
+          .refresh_every = c["update_proj_gap"],
+          .beta1 = c["betas"][0],
+          .beta2 = c["betas"][1],
+          .epsilon = c["eps"],
+          .weight_decay = c["weight_decay"],
+          .scale = c["scale"],
+          .seed = c["seeds"]["w"],
+          .official_compat = true};
+}
+
+// A dense gradient as factors: G = (Gᵀ)ᵀ I.
+void add_dense(weights::GradientSet& set, const weights::Parameter& parameter, const at::Tensor& g) {
+  set.linear(parameter, at::eye(g.size(1)), g.t().contiguous());
+}
+
+// How far `actual` is from where the reference went, over the way it went.
+double error(const at::Tensor& actual, const at::Tensor& expected, const at::Tensor& from) {
+  return ((actual - expected).norm() / (expected - from).norm()).item<double>();
+}
+
+void replay(const nlohmann::json& c, const Tensors& tensors) {
+  const std::string id = std::to_string(c["case"].get<int>()) + ".";
+  SCOPED_TRACE("case " + id);
+  weights::WeightStore store;
+  store.add("w", tensors.at(id + "w0").clone(), {{"w", tensors.at(id + "w0").size(0)}}, false);
+  store.add("b", tensors.at(id + "b0").clone(), {{"b", tensors.at(id + "b0").size(0)}}, false);
+  const auto& w = store.parameters()[0];
+  const auto& b = store.parameters()[1];
+  Optimizer optimizer(store, config_of(c));
+  for (int64_t step = 0; step < tensors.at(id + "w").size(0); ++step) {
+    weights::GradientSet set(2);
+    add_dense(set, w, tensors.at(id + "gw")[step]);
+    set.vector(b, tensors.at(id + "gb")[step]);
+    optimizer.commit(optimizer.propose(std::move(set), c["lr"]).value());
+    ASSERT_LT(error(w.data, tensors.at(id + "w")[step], tensors.at(id + "w0")), 2e-5) << "weight, step " << step;
+    ASSERT_LT(error(b.data, tensors.at(id + "b")[step], tensors.at(id + "b0")), 2e-5) << "bias, step " << step;
+  }
+}
+
+TEST(OfficialCompat, FollowsTheAuthorsTrajectories) {
+  const char* other = std::getenv("LATHE_GOLDEN_APOLLO");
+  const std::string folder = other ? other : std::string(LATHE_SOURCE_DIR) + "/tests/golden/apollo";
+  std::ifstream list(folder + "/apollo.json");
+  ASSERT_TRUE(list) << folder;
+  const auto cases = nlohmann::json::parse(list);
+  ASSERT_GE(cases.size(), 4U);
+  const Tensors tensors = read_tensors(folder + "/apollo.safetensors");
+  for (const auto& c : cases) replay(c, tensors);
+}
+
+// Published hyper-parameters, a 3 x 2 weight and a given P; the numbers were computed in fp64 from the formulas.
+class Vectors : public ::testing::Test {
+ protected:
+  struct Result {
+    at::Tensor w;
+    std::vector<ApolloStep> steps;
+  };
+
+  // W after one step per gradient; P is not refreshed. `transposed` runs the same problem on its side.
+  static Result run(const std::vector<at::Tensor>& gradients, const at::Tensor& p, Granularity granularity, double scale,
+                    bool transposed = false) {
+    const OptimizerConfig config{.epsilon = 1e-6, .scale = scale, .official_compat = true};
+    Result result{.w = at::tensor({.5F, -.25F, .125F, 1.F, -.75F, .375F}).view({3, 2})};
+    weights::WeightStore store;
+    store.add("w", transposed ? result.w.t().contiguous() : result.w.clone(), {{"w", transposed ? 2 : 3}}, false);
+    const auto& parameter = store.parameters()[0];
+    Moments moments;
+    for (const at::Tensor& g : gradients) {
+      weights::GradientSet set(1);
+      add_dense(set, parameter, transposed ? g.t() : g);
+      const Factors factors = gather(set.matrices[0], parameter);
+      const PartGradient gradient(factors, parameter.parts[0]);
+      const ApolloStep step = apollo_step(gradient, std::sqrt(gradient.squared_norm()), p, granularity, moments, config);
+      at::Tensor u = step.scale * g;
+      if (step.channel_scale.defined()) u = u * step.channel_scale.unsqueeze(1);
+      result.w = result.w - 0.01 * u;
+      result.steps.push_back(step);
+      moments = step.next;
+    }
+    return result;
+  }
+
+  static void expect_close(const at::Tensor& actual, const std::vector<double>& expected) {
+    const at::Tensor e = at::tensor(expected, at::kDouble).view(actual.sizes());
+    EXPECT_LT((actual - e).abs().max().item<double>(), 1e-6) << actual;
+  }
+
+  const at::Tensor g1 = at::tensor({.1F, -.2F, .3F, .05F, -.4F, .25F}).view({3, 2});
+  const at::Tensor g2 = at::tensor({.9F, .3F, -.6F, 1.2F, .5F, -.7F}).view({3, 2});
+  const at::Tensor g3 = at::tensor({-.02F, .01F, .03F, .04F, .05F, -.06F}).view({3, 2});
+  const at::Tensor row = at::tensor({.5F, -1.25F}).view({1, 2});
+  const std::vector<double> mini = {.430220197694, -.212645913360, .036294205479, .871976794981, -.697074936428, .392761233760};
+};
+
+TEST_F(Vectors, TensorWise) {
+  expect_close(run({g1}, row, Granularity::kTensor, 128).w,
+               {.467360052756, -.184720105511, .027080158267, .983680026378, -.619440211022, .293400131889});
+  const Result all = run({g1, g2, g3}, row, Granularity::kTensor, 128);
+  expect_close(all.w, mini);
+  const double norms[] = {5.511767575, 4.318901486, 3.893206625};
+  for (int t = 0; t < 3; ++t) {
+    EXPECT_NEAR(all.steps[t].next.norm, norms[t], 2e-6);
+    EXPECT_EQ(all.steps[t].limiter, 1);
+  }
+}
+
+TEST_F(Vectors, TensorWiseOnItsSide) {
+  expect_close(run({g1, g2, g3}, row, Granularity::kTensor, 128, /*transposed=*/true).w, mini);
+}
+
+TEST_F(Vectors, ChannelWise) {
+  const at::Tensor p = at::tensor({.5F, -1.25F, .75F, .25F}).view({2, 2});
+  const std::vector<double> expected = {.488272704123, -.248336745469, .106916667171, .987351161658, -.743496688139, .373304775342};
+  for (const bool transposed : {false, true}) {
+    const Result all = run({g1, g2, g3}, p, Granularity::kChannel, 1, transposed);
+    expect_close(all.w, expected);
+    const double scales[] = {14.845462521, 17.664675771, 7.916528866};
+    for (int j = 0; j < 3; ++j) EXPECT_NEAR(all.steps[0].channel_scale[j].item<double>(), scales[j], 1e-5);
+    EXPECT_NEAR(all.steps[0].next.norm, 7.336726254, 1e-5);
+  }
+}
+
+TEST_F(Vectors, ARepeatedGradientRunsIntoTheLimiter) {
+  const Result all = run({g1, g1, g1, g1, g1}, row, Granularity::kTensor, 128);
+  const double limiters[] = {1, 1.330602136, 1.534671404, 1.670328985, 1.761856572};
+  const double norms[] = {5.511767575, 5.566885260, 5.622554123, 5.678779674, 5.735567481};
+  for (int t = 0; t < 5; ++t) {
+    EXPECT_NEAR(all.steps[t].limiter, limiters[t], 1e-5);
+    EXPECT_NEAR(all.steps[t].next.norm, norms[t], 1e-5);
+  }
+  expect_close(all.w, {.3834882031, -.0169764063, -.2245353906, .9417441016, -.2839528125, .0837205078});
+}
+
+}  // namespace
+}  // namespace lathe::optim
