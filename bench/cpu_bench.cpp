@@ -1,8 +1,8 @@
 // Speed and memory of serving and of one correction on a CPU; each case beside the limit that this machine sets.
 //
 // usage: cpu_bench MODEL_DIR prefill|decode|decode4|correction|limits
-// Prints one JSON line. One case per process, so that the peak memory is the case's own. bench/peer_transformers.py does the
-// same work with transformers; bench/run.sh runs both in turn and makes the table.
+// Prints one JSON line. One case per process, so that the peak memory is the case's own. bench/peer_transformers.py
+// does the same work with transformers; bench/run.sh runs both in turn and makes the table.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <sys/resource.h>
@@ -20,7 +20,9 @@ namespace {
 
 constexpr int64_t kPromptTokens = 512, kDecodeTokens = 64, kContextTokens = 64, kAnswerTokens = 64, kSteps = 8;
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 double peak_mib() {
   rusage usage{};
@@ -60,7 +62,8 @@ double decode(const model::Model& model, int64_t batch) {
   for (int64_t b = 0; b < batch; ++b) states.push_back(model.new_state(kPrompt + kDecodeTokens));
   const auto step = [&](const at::Tensor& ids, int64_t rows) {
     std::vector<model::Run> runs;
-    for (int64_t b = 0; b < batch; ++b) runs.push_back({.begin = b * rows, .count = rows, .position = states[b].length(), .state = &states[b]});
+    for (int64_t b = 0; b < batch; ++b)
+      runs.push_back({.begin = b * rows, .count = rows, .position = states[b].length(), .state = &states[b]});
     const at::Tensor x = model.forward(ids, runs);
     return model.logits(x.view({batch, rows, -1}).select(1, rows - 1)).argmax(-1);
   };
@@ -108,8 +111,8 @@ void print_limits() {
   const double read = best([&] { source.sum(); }), copy = best([&] { target.copy_(source); });
   const at::Tensor a = at::randn({512, 2048}).to(at::kBFloat16), b = at::randn({2048, 2048}).to(at::kBFloat16);
   const double product = best([&] { at::linear(a, b); });
-  std::printf("{\"case\":\"limits\",\"read_gb_s\":%.1f,\"copy_gb_s\":%.1f,\"bf16_gflop_s\":%.0f}\n", bytes / read / 1e9, 2 * bytes / copy / 1e9,
-              2.0 * 512 * 2048 * 2048 / product / 1e9);
+  std::printf("{\"case\":\"limits\",\"read_gb_s\":%.1f,\"copy_gb_s\":%.1f,\"bf16_gflop_s\":%.0f}\n", bytes / read / 1e9,
+              2 * bytes / copy / 1e9, 2.0 * 512 * 2048 * 2048 / product / 1e9);
 }
 
 Status run(const std::string& directory, const std::string& name) {
@@ -131,8 +134,8 @@ Status run(const std::string& directory, const std::string& name) {
   } else {
     return invalid_argument("unknown case " + name);
   }
-  std::printf("{\"case\":\"%s\",\"%s\":%.4g,\"peak_mib\":%.0f,\"weights_mib\":%.0f}\n", name.c_str(), unit, value, peak_mib(),
-              static_cast<double>(loaded.store->byte_count()) / (1 << 20));
+  std::printf("{\"case\":\"%s\",\"%s\":%.4g,\"peak_mib\":%.0f,\"weights_mib\":%.0f}\n", name.c_str(), unit, value,
+              peak_mib(), static_cast<double>(loaded.store->byte_count()) / (1 << 20));
   return {};
 }
 

@@ -1,5 +1,5 @@
-// What an optimizer step costs on a CPU beside what the machine allows: propose and commit of SmolLM2-135M's shapes from bf16
-// factors of 96 graded tokens, and the rounding kernel alone.
+// What an optimizer step costs on a CPU beside what the machine allows: propose and commit of SmolLM2-135M's shapes
+// from bf16 factors of 96 graded tokens, and the rounding kernel alone.
 //
 // usage: optimizer_bench [TOKENS [METHOD]]
 // Prints one JSON line per case. `share_of_copy` is the rate at which a pass reads and writes the weights, 4 bytes per
@@ -21,7 +21,9 @@ namespace {
 constexpr int64_t kHidden = 576, kKeyValue = 192, kFeedForward = 1536, kVocabulary = 49152, kLayers = 30;
 constexpr int kRepeats = 5;
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 template <class Work>
 double best(Work&& work) {
@@ -34,7 +36,9 @@ double best(Work&& work) {
   return seconds;
 }
 
-at::Tensor random(at::IntArrayRef shape, double scale) { return (scale * at::randn(shape)).to(at::kBFloat16); }
+at::Tensor random(at::IntArrayRef shape, double scale) {
+  return (scale * at::randn(shape)).to(at::kBFloat16);
+}
 
 weights::WeightStore make_store() {
   weights::WeightStore store;
@@ -60,7 +64,8 @@ weights::GradientSet make_gradients(const weights::WeightStore& store, int64_t t
       continue;
     }
     set.linear(parameter, random({tokens, parameter.data.size(1)}, 1), random({tokens, parameter.data.size(0)}, 1e-3));
-    if (parameter.vocabulary) set.lookup(parameter, at::randint(kVocabulary, {2 * tokens}, at::kLong), random({2 * tokens, kHidden}, 1e-3));
+    if (parameter.vocabulary)
+      set.lookup(parameter, at::randint(kVocabulary, {2 * tokens}, at::kLong), random({2 * tokens, kHidden}, 1e-3));
   }
   return set;
 }
@@ -101,9 +106,11 @@ void step_case(const weights::WeightStore& store, optim::Method method, int64_t 
     commit = std::min(commit, now() - proposed);
   }
   const double rate = 2 * static_cast<double>(store.byte_count()) / commit;
-  std::printf("{\"case\":\"%s\",\"tokens\":%ld,\"propose_s\":%.4f,\"commit_s\":%.4f,\"commit_gb_s\":%.2f,\"share_of_copy\":%.2f,\"state_mib\":%.1f}\n",
-              std::string(optim::method_name(method)).c_str(), static_cast<long>(tokens), propose, commit, rate / 1e9, rate / copy,
-              static_cast<double>(optimizer.state_bytes()) / (1 << 20));
+  std::printf(
+      "{\"case\":\"%s\",\"tokens\":%ld,\"propose_s\":%.4f,\"commit_s\":%.4f,\"commit_gb_s\":%.2f,\"share_of_copy\":%."
+      "2f,\"state_mib\":%.1f}\n",
+      std::string(optim::method_name(method)).c_str(), static_cast<long>(tokens), propose, commit, rate / 1e9,
+      rate / copy, static_cast<double>(optimizer.state_bytes()) / (1 << 20));
   std::fflush(stdout);
 }
 
@@ -116,8 +123,8 @@ int main(int argc, char** argv) {
   const int64_t tokens = argc > 1 ? std::atol(argv[1]) : 96;
   const auto store = make_store();
   const double copy = copy_rate();
-  std::printf("{\"case\":\"limits\",\"threads\":%d,\"copy_gb_s\":%.1f,\"weights_mib\":%.0f}\n", at::get_num_threads(), copy / 1e9,
-              static_cast<double>(store.byte_count()) / (1 << 20));
+  std::printf("{\"case\":\"limits\",\"threads\":%d,\"copy_gb_s\":%.1f,\"weights_mib\":%.0f}\n", at::get_num_threads(),
+              copy / 1e9, static_cast<double>(store.byte_count()) / (1 << 20));
   rounding_case(store, kernels::Rounding::kStochastic, copy);
   rounding_case(store, kernels::Rounding::kNearest, copy);
   using optim::Method;

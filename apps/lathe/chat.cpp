@@ -40,7 +40,8 @@ class Chat {
       LATHE_TRY(ask_again());
     } else if (line == "/sync") {
       const Json synced = LATHE_TRY(client_.post("/v1/sync", Json::object()));
-      std::printf("version %ld is on disk (%.2f s)\n", static_cast<long>(synced.value("version", 0)), synced.value("seconds", 0.0));
+      std::printf("version %ld is on disk (%.2f s)\n", static_cast<long>(synced.value("version", 0)),
+                  synced.value("seconds", 0.0));
     } else if (line == "/fix" || line.starts_with("/fix ")) {
       LATHE_TRY(fix(line.size() > 5 ? line.substr(5) : ""));
     } else if (line.starts_with("/")) {
@@ -88,8 +89,9 @@ class Chat {
     Json corrected = messages_;
     corrected.back()["content"] = better;
     const Json learned = LATHE_TRY(client_.post("/v1/learn", {{"messages", corrected}}));
-    std::printf("learned in %.2f s (version %ld, loss %.3f -> %.3f); /again asks again\n", learned.value("seconds", 0.0),
-                static_cast<long>(learned.value("version", 0)), learned.value("loss_before", 0.0), learned.value("loss_after", 0.0));
+    std::printf("learned in %.2f s (version %ld, loss %.3f -> %.3f); /again asks again\n",
+                learned.value("seconds", 0.0), static_cast<long>(learned.value("version", 0)),
+                learned.value("loss_before", 0.0), learned.value("loss_after", 0.0));
     messages_ = corrected;
     return {};
   }
@@ -102,7 +104,8 @@ class Chat {
 Status run_chat(const Options& options) {
   auto client = LATHE_TRY(Client::create(options.server, options.api_key));
   const Json health = LATHE_TRY(client.get("/healthz"));
-  std::printf("%s, version %ld. /help lists the commands.\n", health.value("model", "").c_str(), static_cast<long>(health.value("version", 0)));
+  std::printf("%s, version %ld. /help lists the commands.\n", health.value("model", "").c_str(),
+              static_cast<long>(health.value("version", 0)));
   Chat chat(std::move(client), options);
   for (std::string line;;) {
     std::printf("> ");
@@ -118,10 +121,14 @@ Status run_chat(const Options& options) {
 
 Run add_chat(CLI::App& app) {
   const auto options = std::make_shared<Options>();
-  app.add_option("--server", options->server, "Address of `lathe serve`")->envname("LATHE_SERVER")->capture_default_str();
+  app.add_option("--server", options->server, "Address of `lathe serve`")
+      ->envname("LATHE_SERVER")
+      ->capture_default_str();
   app.add_option("--api-key", options->api_key, "Its key")->envname("LATHE_API_KEY");
   app.add_option("--system", options->system, "System prompt");
-  app.add_option("--temperature", options->temperature, "0 is greedy")->check(CLI::Range(0.0, 100.0))->capture_default_str();
+  app.add_option("--temperature", options->temperature, "0 is greedy")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
   return [options] {
     const Status done = run_chat(*options);
     if (done.ok()) return 0;

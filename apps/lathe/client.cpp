@@ -19,12 +19,14 @@ struct Client::State {
   }
 
   Error unreachable(httplib::Error error) const {
-    return {Code::kUnavailable, "no answer from " + url + " (" + httplib::to_string(error) + "); is `lathe serve` running there?"};
+    return {Code::kUnavailable,
+            "no answer from " + url + " (" + httplib::to_string(error) + "); is `lathe serve` running there?"};
   }
 
   static Error refused(int status, const std::string& body) {
     const Json json = Json::parse(body, nullptr, false);
-    if (json.is_object() && json.contains("error") && json["error"].is_object()) return invalid_argument(json["error"].value("message", body));
+    if (json.is_object() && json.contains("error") && json["error"].is_object())
+      return invalid_argument(json["error"].value("message", body));
     return internal("the server answered " + std::to_string(status));
   }
 
@@ -38,7 +40,8 @@ struct Client::State {
 };
 
 Result<Client> Client::create(const std::string& url, const std::string& api_key) {
-  if (!url.starts_with("http://")) return invalid_argument("the server's address must begin with http://, not '" + url + "'");
+  if (!url.starts_with("http://"))
+    return invalid_argument("the server's address must begin with http://, not '" + url + "'");
   auto state = std::make_unique<State>(url, api_key);
   if (!state->http.is_valid()) return invalid_argument("'" + url + "' is not an address");
   return Client(std::move(state));
@@ -48,13 +51,16 @@ Client::Client(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Client::Client(Client&&) noexcept = default;
 Client::~Client() = default;
 
-Result<Json> Client::get(const std::string& path) { return state_->read(state_->http.Get(path, state_->headers)); }
+Result<Json> Client::get(const std::string& path) {
+  return state_->read(state_->http.Get(path, state_->headers));
+}
 
 Result<Json> Client::post(const std::string& path, const Json& body) {
   return state_->read(state_->http.Post(path, state_->headers, body.dump(), "application/json"));
 }
 
-Status Client::post_streaming(const std::string& path, const Json& body, const std::function<void(const Json&)>& on_event) {
+Status Client::post_streaming(const std::string& path, const Json& body,
+                              const std::function<void(const Json&)>& on_event) {
   httplib::Request request;
   request.method = "POST";
   request.path = path;

@@ -23,7 +23,8 @@ class Client {
   Result<nlohmann::ordered_json> get(const std::string& path);
   Result<nlohmann::ordered_json> post(const std::string& path, const nlohmann::ordered_json& body);
   // Calls on_event for each server-sent event until "[DONE]".
-  Status post_streaming(const std::string& path, const nlohmann::ordered_json& body, const std::function<void(const nlohmann::ordered_json&)>& on_event);
+  Status post_streaming(const std::string& path, const nlohmann::ordered_json& body,
+                        const std::function<void(const nlohmann::ordered_json&)>& on_event);
 
  private:
   struct State;

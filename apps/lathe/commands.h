@@ -1,5 +1,5 @@
-// The commands of `lathe`. Each adds its options to `app` and returns what to run once they are parsed; the result is the exit
-// code: 0 done, 1 failed (after one clear line on standard error), 2 wrong usage.
+// The commands of `lathe`. Each adds its options to `app` and returns what to run once they are parsed; the result is
+// the exit code: 0 done, 1 failed (after one clear line on standard error), 2 wrong usage.
 #pragma once
 
 #include <functional>

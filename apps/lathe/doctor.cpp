@@ -25,7 +25,9 @@ struct Finding {
   std::string detail;  // what is, or what to do
 };
 
-std::string mebibytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+std::string mebibytes(uint64_t bytes) {
+  return std::to_string(bytes >> 20) + " MiB";
+}
 
 Finding processor() {
   std::string features, line;
@@ -33,9 +35,12 @@ Finding processor() {
   while (std::getline(info, line) && !line.starts_with("flags")) {
   }
   for (const char* feature : {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}) {
-    if ((line + " ").find(std::string(" ") + feature + " ") != std::string::npos) features += std::string(features.empty() ? "" : ", ") + feature;
+    if ((line + " ").find(std::string(" ") + feature + " ") != std::string::npos)
+      features += std::string(features.empty() ? "" : ", ") + feature;
   }
-  return {"processor", true, std::to_string(std::thread::hardware_concurrency()) + " cores; " + (features.empty() ? "no vector extensions Lathe uses: it will be slow" : features)};
+  return {"processor", true,
+          std::to_string(std::thread::hardware_concurrency()) + " cores; " +
+              (features.empty() ? "no vector extensions Lathe uses: it will be slow" : features)};
 }
 
 class Doctor {
@@ -64,7 +69,10 @@ class Doctor {
       return model::ModelConfig::parse(text);
     }();
     if (read.ok()) config = *read;
-    findings_.push_back({"config", read.ok(), read.ok() ? std::to_string(config.layers) + " layers, hidden size " + std::to_string(config.hidden_size) : read.error().message});
+    findings_.push_back(
+        {"config", read.ok(),
+         read.ok() ? std::to_string(config.layers) + " layers, hidden size " + std::to_string(config.hidden_size)
+                   : read.error().message});
     return read.ok();
   }
 
@@ -85,29 +93,41 @@ class Doctor {
         }
       }
     }
-    findings_.push_back({"weights", missing.empty(), missing.empty() ? std::to_string(dir.shards().size()) + " shards, " + mebibytes(bytes)
-                                                                      : "tensor " + missing + " is missing or has another shape than config.json calls for"});
-    findings_.push_back({"symbolic links", !links, links ? "shards are symbolic links, as in a Hugging Face cache; copy the model with cp -rL first" : "none"});
+    findings_.push_back({"weights", missing.empty(),
+                         missing.empty()
+                             ? std::to_string(dir.shards().size()) + " shards, " + mebibytes(bytes)
+                             : "tensor " + missing + " is missing or has another shape than config.json calls for"});
+    findings_.push_back(
+        {"symbolic links", !links,
+         links ? "shards are symbolic links, as in a Hugging Face cache; copy the model with cp -rL first" : "none"});
     const auto free = env_.free_space(directory_);
-    findings_.push_back({"disk", free.ok() && *free > bytes + (64 << 20), free.ok() ? mebibytes(*free) + " free; a sync needs up to " + mebibytes(bytes) : free.error().message});
+    findings_.push_back(
+        {"disk", free.ok() && *free > bytes + (64 << 20),
+         free.ok() ? mebibytes(*free) + " free; a sync needs up to " + mebibytes(bytes) : free.error().message});
     struct sysinfo memory {};
     ::sysinfo(&memory);
     const uint64_t available = uint64_t{memory.freeram + memory.bufferram} * memory.mem_unit;
-    findings_.push_back({"memory", uint64_t{memory.totalram} * memory.mem_unit > 2 * bytes, mebibytes(available) + " free now; weights and a correction need about " + mebibytes(bytes * 2)});
+    findings_.push_back(
+        {"memory", uint64_t{memory.totalram} * memory.mem_unit > 2 * bytes,
+         mebibytes(available) + " free now; weights and a correction need about " + mebibytes(bytes * 2)});
   }
 
   void text() {
     const auto text = text::Text::load(env_, directory_);
     const bool ok = text.ok() && text->has_chat_template();
-    findings_.push_back({"tokenizer", ok, !text.ok() ? text.error().message : ok ? std::to_string(text->tokenizer().size()) + " tokens, with chat template"
-                                                                              : "no chat template: chat and learn will be refused; add chat_template.jinja"});
+    findings_.push_back({"tokenizer", ok,
+                         !text.ok() ? text.error().message
+                         : ok       ? std::to_string(text->tokenizer().size()) + " tokens, with chat template"
+                                    : "no chat template: chat and learn will be refused; add chat_template.jinja"});
   }
 
   void writable() {
     const auto lock = checkpoint::lock_directory(env_, directory_);
-    findings_.push_back({"directory", lock.ok(), lock.ok() ? "writable, no other lathe process" : lock.error().message});
+    findings_.push_back(
+        {"directory", lock.ok(), lock.ok() ? "writable, no other lathe process" : lock.error().message});
     const auto version = checkpoint::read_version(env_, directory_);
-    findings_.push_back({"version", version.ok(), version.ok() ? std::to_string(version->version) : version.error().message});
+    findings_.push_back(
+        {"version", version.ok(), version.ok() ? std::to_string(version->version) : version.error().message});
   }
 
   io::Env& env_ = io::posix_env();

@@ -34,7 +34,9 @@ Run add_learn(CLI::App& app) {
   app.add_option("QUESTION", options->question, "What a user asks")->required();
   app.add_option("--answer", options->answer, "What the model should answer")->required();
   app.add_option("--system", options->system, "System prompt of the conversation");
-  app.add_option("--server", options->server, "Address of `lathe serve`")->envname("LATHE_SERVER")->capture_default_str();
+  app.add_option("--server", options->server, "Address of `lathe serve`")
+      ->envname("LATHE_SERVER")
+      ->capture_default_str();
   app.add_option("--api-key", options->api_key, "Its key")->envname("LATHE_API_KEY");
   app.add_option("--lr", options->learning_rate, "Learning rate (default: the server's)")->check(CLI::Range(1e-9, 1.0));
   app.add_option("--steps", options->steps, "Steps at most (default: the server's)")->check(CLI::Range(1, 10000));
@@ -48,9 +50,12 @@ Run add_learn(CLI::App& app) {
     if (options->json) {
       std::printf("%s\n", result->dump(2).c_str());
     } else {
-      std::printf("learned in %.2f s: version %ld, loss %.3f -> %.3f, %ld steps, %ld graded tokens, longest pause %.0f ms\n", result->value("seconds", 0.0),
-                  static_cast<long>(result->value("version", 0)), result->value("loss_before", 0.0), result->value("loss_after", 0.0),
-                  static_cast<long>(result->value("steps", 0)), static_cast<long>(result->value("graded_tokens", 0)), result->value("pause_ms", 0.0));
+      std::printf(
+          "learned in %.2f s: version %ld, loss %.3f -> %.3f, %ld steps, %ld graded tokens, longest pause %.0f ms\n",
+          result->value("seconds", 0.0), static_cast<long>(result->value("version", 0)),
+          result->value("loss_before", 0.0), result->value("loss_after", 0.0),
+          static_cast<long>(result->value("steps", 0)), static_cast<long>(result->value("graded_tokens", 0)),
+          result->value("pause_ms", 0.0));
     }
     return 0;
   };

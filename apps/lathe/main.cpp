@@ -8,9 +8,10 @@
 
 namespace {
 
-// Threads of OpenMP spin between parallel regions. By default they do so for milliseconds, and two processes that share the
-// cores, or one that serves while it learns, keep each other from working: decoding falls to a fortieth. A short spin keeps
-// the speed when alone (docs/decisions/0004-short-spin.md). libgomp reads the variable when it is loaded, before main().
+// Threads of OpenMP spin between parallel regions. By default they do so for milliseconds, and two processes that share
+// the cores, or one that serves while it learns, keep each other from working: decoding falls to a fortieth. A short
+// spin keeps the speed when alone (docs/decisions/0004-short-spin.md). libgomp reads the variable when it is loaded,
+// before main().
 void spin_briefly(char** argv) {
   if (std::getenv("GOMP_SPINCOUNT") || std::getenv("OMP_WAIT_POLICY")) return;
   ::setenv("GOMP_SPINCOUNT", "5000", 0);

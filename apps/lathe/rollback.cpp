@@ -19,7 +19,8 @@ Result<checkpoint::SyncReport> roll_back(const std::string& directory) {
 
 Run add_rollback(CLI::App& app) {
   const auto directory = std::make_shared<std::string>();
-  app.add_option("MODEL_DIR", *directory, "The model directory; of a running server, use POST /v1/rollback")->required();
+  app.add_option("MODEL_DIR", *directory, "The model directory; of a running server, use POST /v1/rollback")
+      ->required();
   return [directory] {
     const auto report = roll_back(*directory);
     if (!report.ok()) {
@@ -27,7 +28,8 @@ Run add_rollback(CLI::App& app) {
       return 1;
     }
     std::printf("%s now holds version %ld: %ld shards put back as they were before version %ld\n", directory->c_str(),
-                static_cast<long>(report->now.version), static_cast<long>(report->shards_written), static_cast<long>(report->now.previous.value_or(0)));
+                static_cast<long>(report->now.version), static_cast<long>(report->shards_written),
+                static_cast<long>(report->now.previous.value_or(0)));
     return 0;
   };
 }

@@ -19,7 +19,8 @@ Run add_serve(CLI::App& app) {
   config::add_learning_options(app, options->settings);
   return [options] {
     const Status served = daemon::serve(options->directory, options->settings, [&](int port) {
-      std::printf("lathe serves %s at http://%s:%d\n", options->directory.c_str(), options->settings.host.c_str(), port);
+      std::printf("lathe serves %s at http://%s:%d\n", options->directory.c_str(), options->settings.host.c_str(),
+                  port);
       std::fflush(stdout);
     });
     if (served.ok()) return 0;

@@ -32,7 +32,8 @@ struct Options {
 std::atomic<bool> interrupted{false};
 
 // One example per line; a bad line is named by its number, and nothing is trained.
-Result<std::vector<data::Example>> read_examples(const std::string& path, const text::Text& text, const model::ModelConfig& config) {
+Result<std::vector<data::Example>> read_examples(const std::string& path, const text::Text& text,
+                                                 const model::ModelConfig& config) {
   std::ifstream file(path);
   if (!file) return not_found("cannot open " + path);
   std::vector<data::Example> examples;
@@ -64,8 +65,10 @@ class Progress {
     constexpr int64_t kWidth = 24;
     const auto filled = static_cast<size_t>(kWidth * step / steps_);
     const std::string bar = std::string(filled, '#') + std::string(kWidth - filled, '.');
-    std::fprintf(stderr, "%s[%s] step %ld/%ld  loss %.4f  %.0f tokens/s  %.0f s left%s", terminal_ ? "\r" : "", bar.c_str(), static_cast<long>(step),
-                 static_cast<long>(steps_), loss, static_cast<double>(tokens_) / elapsed, elapsed / static_cast<double>(step) * static_cast<double>(steps_ - step),
+    std::fprintf(stderr, "%s[%s] step %ld/%ld  loss %.4f  %.0f tokens/s  %.0f s left%s", terminal_ ? "\r" : "",
+                 bar.c_str(), static_cast<long>(step), static_cast<long>(steps_), loss,
+                 static_cast<double>(tokens_) / elapsed,
+                 elapsed / static_cast<double>(step) * static_cast<double>(steps_ - step),
                  terminal_ && step != steps_ ? "   " : "\n");
   }
 
@@ -79,7 +82,8 @@ class Progress {
 // Examples in a new order every epoch, `batch` at a time.
 class Batches {
  public:
-  Batches(std::vector<data::Example> examples, int64_t batch, uint32_t seed) : examples_(std::move(examples)), batch_(batch), random_(seed), order_(examples_.size()) {
+  Batches(std::vector<data::Example> examples, int64_t batch, uint32_t seed)
+      : examples_(std::move(examples)), batch_(batch), random_(seed), order_(examples_.size()) {
     std::iota(order_.begin(), order_.end(), size_t{0});
   }
   int64_t per_epoch() const { return (static_cast<int64_t>(examples_.size()) + batch_ - 1) / batch_; }
@@ -100,12 +104,16 @@ class Batches {
   size_t at_ = 0;
 };
 
-Result<checkpoint::SyncReport> save(io::Env& env, const std::string& directory, const weights::WeightStore& store, int64_t version) {
-  return checkpoint::sync(env, directory, [&](std::string_view name) -> std::optional<std::span<const std::byte>> {
-    const weights::Part* part = store.find_part(name);
-    if (!part) return std::nullopt;
-    return weights::WeightStore::bytes(*part);
-  }, version);
+Result<checkpoint::SyncReport> save(io::Env& env, const std::string& directory, const weights::WeightStore& store,
+                                    int64_t version) {
+  return checkpoint::sync(
+      env, directory,
+      [&](std::string_view name) -> std::optional<std::span<const std::byte>> {
+        const weights::Part* part = store.find_part(name);
+        if (!part) return std::nullopt;
+        return weights::WeightStore::bytes(*part);
+      },
+      version);
 }
 
 Status train(const Options& options) {
@@ -115,7 +123,9 @@ Status train(const Options& options) {
   const auto on_disk = LATHE_TRY(checkpoint::read_version(env, options.directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
   const model::LoadedModel loaded = LATHE_TRY(model::load_model(env, options.directory));
-  optim::OptimizerConfig optimizer{.method = LATHE_TRY(optim::parse_method(options.optimizer)), .weight_decay = options.weight_decay, .seed = options.seed};
+  optim::OptimizerConfig optimizer{.method = LATHE_TRY(optim::parse_method(options.optimizer)),
+                                   .weight_decay = options.weight_decay,
+                                   .seed = options.seed};
   LATHE_TRY(optimizer.validate());
   auto examples = LATHE_TRY(read_examples(options.data, text, loaded.model->config()));
   const size_t count = examples.size();
@@ -126,8 +136,9 @@ Status train(const Options& options) {
 
   weights::Gate gate;
   train::Trainer trainer(*loaded.model, *loaded.store, gate, optimizer);
-  const train::StepOptions step_options{.learning_rate = options.learning_rate,
-                                        .context = options.context == "exact" ? data::ContextMode::kExact : data::ContextMode::kFrozen};
+  const train::StepOptions step_options{
+      .learning_rate = options.learning_rate,
+      .context = options.context == "exact" ? data::ContextMode::kExact : data::ContextMode::kFrozen};
   Progress progress(steps, options.quiet);
   int64_t step = 0;
   while (step < steps && !interrupted) {
@@ -139,8 +150,10 @@ Status train(const Options& options) {
     progress.show(++step, loss, tokens);
   }
   const auto report = LATHE_TRY(save(env, options.directory, *loaded.store, on_disk.version + step));
-  std::printf("%s after %ld of %ld steps: %s holds version %ld (%.1f MiB written); `lathe rollback` undoes it\n", interrupted ? "stopped" : "done", static_cast<long>(step),
-              static_cast<long>(steps), options.directory.c_str(), static_cast<long>(report.now.version), static_cast<double>(report.bytes_written) / (1 << 20));
+  std::printf("%s after %ld of %ld steps: %s holds version %ld (%.1f MiB written); `lathe rollback` undoes it\n",
+              interrupted ? "stopped" : "done", static_cast<long>(step), static_cast<long>(steps),
+              options.directory.c_str(), static_cast<long>(report.now.version),
+              static_cast<double>(report.bytes_written) / (1 << 20));
   return {};
 }
 
@@ -149,14 +162,30 @@ Status train(const Options& options) {
 Run add_train(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "The model directory; it is changed in place")->required();
-  app.add_option("DATA", options->data, "OpenAI chat JSONL: {\"messages\": [...]} per line, with optional \"weight\" per assistant message")->required();
-  app.add_option("--lr", options->learning_rate, "Learning rate, as for AdamW")->check(CLI::Range(1e-9, 1.0))->capture_default_str();
-  app.add_option("--epochs", options->epochs, "Times through the data")->check(CLI::Range(1, 1000))->capture_default_str();
-  app.add_option("--batch", options->batch, "Conversations per step")->check(CLI::Range(1, 4096))->capture_default_str();
-  app.add_option("--max-steps", options->max_steps, "Stop after this many; 0: all")->check(CLI::NonNegativeNumber)->capture_default_str();
-  app.add_option("--optimizer", options->optimizer, "apollo_mini, apollo, adamw or sgd")->check(CLI::IsMember({"apollo_mini", "apollo", "adamw", "sgd"}))->capture_default_str();
-  app.add_option("--weight-decay", options->weight_decay, "Decoupled weight decay of matrices")->check(CLI::Range(0.0, 1.0))->capture_default_str();
-  app.add_option("--context", options->context, "frozen: no gradient through context; exact: through everything")->check(CLI::IsMember({"frozen", "exact"}))->capture_default_str();
+  app.add_option("DATA", options->data,
+                 "OpenAI chat JSONL: {\"messages\": [...]} per line, with optional \"weight\" per assistant message")
+      ->required();
+  app.add_option("--lr", options->learning_rate, "Learning rate, as for AdamW")
+      ->check(CLI::Range(1e-9, 1.0))
+      ->capture_default_str();
+  app.add_option("--epochs", options->epochs, "Times through the data")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--batch", options->batch, "Conversations per step")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option("--max-steps", options->max_steps, "Stop after this many; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--optimizer", options->optimizer, "apollo_mini, apollo, adamw or sgd")
+      ->check(CLI::IsMember({"apollo_mini", "apollo", "adamw", "sgd"}))
+      ->capture_default_str();
+  app.add_option("--weight-decay", options->weight_decay, "Decoupled weight decay of matrices")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--context", options->context, "frozen: no gradient through context; exact: through everything")
+      ->check(CLI::IsMember({"frozen", "exact"}))
+      ->capture_default_str();
   app.add_option("--seed", options->seed, "Of order, projections and rounding")->capture_default_str();
   app.add_flag("--quiet", options->quiet, "No progress bar");
   return [options] {

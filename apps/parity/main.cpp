@@ -1,8 +1,8 @@
 // parity DIR: compares this build with a reference case made by transformers, and prints one JSON line of worst errors.
 //
-// DIR holds config.json, model.safetensors and reference.safetensors (names and meaning: docs/formats/golden.md). Exit code
-// 0 only if logits agree within 2e-5 (absolute), gradients within 1e-4 (relative L2 per tensor), losses within 1e-5, and every
-// greedy token is equal.
+// DIR holds config.json, model.safetensors and reference.safetensors (names and meaning: docs/formats/golden.md). Exit
+// code 0 only if logits agree within 2e-5 (absolute), gradients within 1e-4 (relative L2 per tensor), losses within
+// 1e-5, and every greedy token is equal.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
@@ -28,9 +28,11 @@ Result<Tensors> read_tensors(io::Env& env, const std::string& path) {
   Tensors tensors;
   for (const auto& info : header.tensors) {
     const bool floating = info.dtype == checkpoint::Dtype::kF32;
-    if (!floating && info.dtype != checkpoint::Dtype::kI64) return unsupported(path + ": " + info.name + " is neither F32 nor I64");
+    if (!floating && info.dtype != checkpoint::Dtype::kI64)
+      return unsupported(path + ": " + info.name + " is neither F32 nor I64");
     const auto* data = file->bytes().data() + header.data_offset + info.begin;
-    tensors[info.name] = at::from_blob(const_cast<std::byte*>(data), info.shape, floating ? at::kFloat : at::kLong).clone();
+    tensors[info.name] =
+        at::from_blob(const_cast<std::byte*>(data), info.shape, floating ? at::kFloat : at::kLong).clone();
   }
   return tensors;
 }
@@ -41,7 +43,8 @@ Tensors dense_gradients(const weights::WeightStore& store, const weights::Gradie
   for (const auto& parameter : store.parameters()) {
     at::Tensor dense = at::zeros(parameter.data.sizes(), at::kFloat);
     const auto& matrix = set.matrices[parameter.id];
-    for (size_t i = 0; i < matrix.x.size(); ++i) dense += at::mm(matrix.dy[i].to(at::kFloat).t(), matrix.x[i].to(at::kFloat));
+    for (size_t i = 0; i < matrix.x.size(); ++i)
+      dense += at::mm(matrix.dy[i].to(at::kFloat).t(), matrix.x[i].to(at::kFloat));
     for (size_t i = 0; i < matrix.ids.size(); ++i) dense.index_add_(0, matrix.ids[i], matrix.dx[i].to(at::kFloat));
     if (set.vectors[parameter.id].defined()) dense += set.vectors[parameter.id];
     for (const auto& part : parameter.parts) out[part.name] = dense.narrow(0, part.row_begin, part.rows);
@@ -144,7 +147,8 @@ Result<bool> run(const std::string& directory, int64_t chunk_rows) {
   const auto [equal, of] = reference_case.greedy();
   std::printf(
       "{\"model\":\"%s\",\"full_logits\":%.3g,\"full_loss\":%.3g,\"full_grad\":%.3g,\"full_grad_name\":\"%s\","
-      "\"frozen_logits\":%.3g,\"frozen_loss\":%.3g,\"frozen_grad\":%.3g,\"frozen_grad_name\":\"%s\",\"greedy\":%ld,\"greedy_of\":%ld}\n",
+      "\"frozen_logits\":%.3g,\"frozen_loss\":%.3g,\"frozen_grad\":%.3g,\"frozen_grad_name\":\"%s\",\"greedy\":%ld,"
+      "\"greedy_of\":%ld}\n",
       directory.c_str(), full.logits, full.loss, full.gradient, full.gradient_name.c_str(), frozen.logits, frozen.loss,
       frozen.gradient, frozen.gradient_name.c_str(), static_cast<long>(equal), static_cast<long>(of));
   return inside(full) && inside(frozen) && equal == of;

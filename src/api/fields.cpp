@@ -24,7 +24,9 @@ bool Fields::has(const char* name) {
   return json_.contains(name) && !json_.at(name).is_null();
 }
 
-const Json& Fields::at(const char* name) const { return json_.at(name); }
+const Json& Fields::at(const char* name) const {
+  return json_.at(name);
+}
 
 std::optional<int64_t> Fields::integer(const char* name, int64_t lowest, int64_t highest) {
   if (!has(name)) return {};

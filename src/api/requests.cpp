@@ -32,7 +32,8 @@ Result<text::Message> parse_message(const Json& json, size_t index) {
 
 Result<std::vector<text::Message>> parse_messages(const Json& json) {
   if (!json.contains("messages")) return invalid_argument("'messages' is missing");
-  if (!json["messages"].is_array() || json["messages"].empty()) return invalid_argument("'messages' must be a list that is not empty");
+  if (!json["messages"].is_array() || json["messages"].empty())
+    return invalid_argument("'messages' must be a list that is not empty");
   std::vector<text::Message> messages;
   for (const Json& entry : json["messages"]) messages.push_back(LATHE_TRY(parse_message(entry, messages.size())));
   return messages;
@@ -44,7 +45,8 @@ void read_render(Fields& fields, text::RenderOptions& render) {
     if (!fields.at("tools").empty()) render.tools_json = fields.at("tools").dump();
   }
   if (fields.has("chat_template_kwargs")) {
-    if (!fields.at("chat_template_kwargs").is_object()) return fields.complain("chat_template_kwargs", "must be an object");
+    if (!fields.at("chat_template_kwargs").is_object())
+      return fields.complain("chat_template_kwargs", "must be an object");
     render.kwargs_json = fields.at("chat_template_kwargs").dump();
   }
 }
@@ -104,7 +106,8 @@ Result<ChatRequest> read_chat(const Json& json) {
 
 // "prompt": a text, a list of texts, a list of ids, or a list of lists of ids.
 Result<std::vector<Prompt>> parse_prompts(const Json& json) {
-  const Error wrong = invalid_argument("'prompt' must be a string, a list of strings, a list of token ids, or a list of such lists");
+  const Error wrong =
+      invalid_argument("'prompt' must be a string, a list of strings, a list of token ids, or a list of such lists");
   const auto ids_of = [](const Json& list, std::vector<int32_t>& ids) {
     for (const Json& id : list) {
       if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) return false;
@@ -115,7 +118,8 @@ Result<std::vector<Prompt>> parse_prompts(const Json& json) {
   if (!json.contains("prompt")) return invalid_argument("'prompt' is missing");
   const Json& prompt = json["prompt"];
   if (prompt.is_string()) return std::vector<Prompt>{prompt.get<std::string>()};
-  if (!prompt.is_array() || prompt.empty() || prompt.size() > (prompt[0].is_number() ? size_t{1} << 24 : 64)) return wrong;
+  if (!prompt.is_array() || prompt.empty() || prompt.size() > (prompt[0].is_number() ? size_t{1} << 24 : 64))
+    return wrong;
   std::vector<Prompt> prompts;
   if (prompt[0].is_number()) {
     std::vector<int32_t> ids;
@@ -135,8 +139,8 @@ Result<std::vector<Prompt>> parse_prompts(const Json& json) {
   return prompts;
 }
 
-// Which assistant turns are learned: per-message "weight", then "turns": "last", "all" or a list of indices. With neither,
-// all of them or the last one.
+// Which assistant turns are learned: per-message "weight", then "turns": "last", "all" or a list of indices. With
+// neither, all of them or the last one.
 Result<std::vector<float>> parse_turns(const Json& json, const Json* turns, bool all_by_default) {
   std::vector<float> weights;
   bool weighted = false;
@@ -144,7 +148,8 @@ Result<std::vector<float>> parse_turns(const Json& json, const Json* turns, bool
     if (message.value("role", "") != "assistant") continue;
     float weight = 1;
     if (message.contains("weight")) {
-      if (!message["weight"].is_number() || message["weight"].get<double>() < 0) return invalid_argument("'weight' of a message must be a number >= 0");
+      if (!message["weight"].is_number() || message["weight"].get<double>() < 0)
+        return invalid_argument("'weight' of a message must be a number >= 0");
       weight = message["weight"].get<float>();
       weighted = true;
     }
@@ -164,8 +169,10 @@ Result<std::vector<float>> parse_turns(const Json& json, const Json* turns, bool
   }
   std::vector<size_t> kept;
   for (const Json& turn : *turns) {
-    if (!turns->is_array() || !turn.is_number_integer() || turn.get<int64_t>() < 0 || turn.get<size_t>() >= weights.size()) {
-      return invalid_argument("'turns' must be \"last\", \"all\" or a list of indices of assistant turns, 0 to " + std::to_string(weights.size() - 1));
+    if (!turns->is_array() || !turn.is_number_integer() || turn.get<int64_t>() < 0 ||
+        turn.get<size_t>() >= weights.size()) {
+      return invalid_argument("'turns' must be \"last\", \"all\" or a list of indices of assistant turns, 0 to " +
+                              std::to_string(weights.size() - 1));
     }
     kept.push_back(turn.get<size_t>());
   }
@@ -180,7 +187,8 @@ Result<LearnExample> read_example(const Json& json, Fields& fields, bool all_by_
   example.turn_weights = LATHE_TRY(parse_turns(json, has_turns ? &json["turns"] : nullptr, all_by_default));
   read_render(fields, example.render);
   LATHE_TRY(fields.status());
-  const Json canonical = {{"messages", json["messages"]}, {"turns", example.turn_weights}, {"tools", json.value("tools", Json())}};
+  const Json canonical = {
+      {"messages", json["messages"]}, {"turns", example.turn_weights}, {"tools", json.value("tools", Json())}};
   example.json = canonical.dump();
   return example;
 }
@@ -247,15 +255,18 @@ Result<LearnRequest> parse_learn(std::string_view body) {
   const std::string context = fields.text("context").value_or("frozen");
   if (context != "frozen" && context != "exact") fields.complain("context", "must be \"frozen\" or \"exact\"");
   request.context = context == "exact" ? data::ContextMode::kExact : data::ContextMode::kFrozen;
-  if (request.learning_rate && (*request.learning_rate <= 0 || *request.learning_rate > 1)) fields.complain("lr", "must be in (0, 1]");
+  if (request.learning_rate && (*request.learning_rate <= 0 || *request.learning_rate > 1))
+    fields.complain("lr", "must be in (0, 1]");
   if (fields.has("examples")) {
     const Json& examples = fields.at("examples");
-    if (!examples.is_array() || examples.empty() || examples.size() > 256) return invalid_argument("'examples' must be a list of 1 to 256 conversations");
+    if (!examples.is_array() || examples.empty() || examples.size() > 256)
+      return invalid_argument("'examples' must be a list of 1 to 256 conversations");
     for (const Json& entry : examples) {
       if (!entry.is_object()) return invalid_argument("'examples' must hold objects with 'messages'");
       Fields example_fields(entry);
       example_fields.has("messages");
-      request.examples.push_back(LATHE_TRY(read_example(entry, example_fields).at("examples[" + std::to_string(request.examples.size()) + "]")));
+      request.examples.push_back(LATHE_TRY(
+          read_example(entry, example_fields).at("examples[" + std::to_string(request.examples.size()) + "]")));
       example_fields.refuse_unknown();
       LATHE_TRY(example_fields.status());
     }

@@ -1,7 +1,7 @@
 // Requests of every route, from JSON to native types. All checks that need no model are made here.
 //
-// Errors:  kInvalidArgument that names the field, as OpenAI's `param`. Unknown fields are ignored, as clients of many servers
-//          send many, except in /v1/learn, where a misspelt option would silently teach something else.
+// Errors: kInvalidArgument that names the field, as OpenAI's `param`. Unknown fields are ignored, as clients of many
+// servers send many, except in /v1/learn, where a misspelt option would silently teach something else.
 // Threads: pure functions. Protocol page: docs/protocols/http.md
 #pragma once
 
@@ -79,7 +79,8 @@ Result<TokenizeRequest> parse_tokenize(std::string_view body);
 Result<DetokenizeRequest> parse_detokenize(std::string_view body);
 Result<LearnRequest> parse_learn(std::string_view body);
 
-// One line of OpenAI's fine-tuning JSONL: {"messages": [...], "tools": [...]}, with "weight" 0 or 1 per assistant message.
+// One line of OpenAI's fine-tuning JSONL: {"messages": [...], "tools": [...]}, with "weight" 0 or 1 per assistant
+// message.
 Result<LearnExample> parse_training_line(std::string_view line);
 
 }  // namespace lathe::api

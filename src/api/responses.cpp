@@ -10,20 +10,29 @@ namespace lathe::api {
 namespace {
 
 // Text that a client sent may not be UTF-8; a response must be.
-std::string dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+std::string dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
 
 int status_of(const Error& error) {
   switch (error.code) {
     case Code::kInvalidArgument:
-    case Code::kUnsupported: return 400;
-    case Code::kNotFound: return 404;
-    case Code::kConflict: return 409;
-    case Code::kExhausted: return 429;
+    case Code::kUnsupported:
+      return 400;
+    case Code::kNotFound:
+      return 404;
+    case Code::kConflict:
+      return 409;
+    case Code::kExhausted:
+      return 429;
     case Code::kUnavailable:
-    case Code::kCancelled: return 503;
-    case Code::kIo: return error.native == ENOSPC ? 507 : 500;
+    case Code::kCancelled:
+      return 503;
+    case Code::kIo:
+      return error.native == ENOSPC ? 507 : 500;
     case Code::kCorruption:
-    case Code::kInternal: return 500;
+    case Code::kInternal:
+      return 500;
   }
   return 500;
 }
@@ -36,16 +45,22 @@ Json param_of(const std::string& message) {
 }
 
 Json head_json(const ResponseHead& head, const char* object) {
-  return {{"id", head.id}, {"object", object}, {"created", head.created}, {"model", head.model},
+  return {{"id", head.id},
+          {"object", object},
+          {"created", head.created},
+          {"model", head.model},
           {"system_fingerprint", "lathe-v" + std::to_string(head.version)}};
 }
 
 Json usage_json(const Usage& usage) {
-  return {{"prompt_tokens", usage.prompt_tokens}, {"completion_tokens", usage.completion_tokens},
+  return {{"prompt_tokens", usage.prompt_tokens},
+          {"completion_tokens", usage.completion_tokens},
           {"total_tokens", usage.prompt_tokens + usage.completion_tokens}};
 }
 
-Json or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+Json or_null(const std::string& text) {
+  return text.empty() ? Json(nullptr) : Json(text);
+}
 
 Json bytes_of(const std::string& token) {
   Json bytes = Json::array();
@@ -58,8 +73,10 @@ Json chat_logprobs(const Choice& choice) {
   Json content = Json::array();
   for (const LogprobEntry& entry : *choice.logprobs) {
     Json top = Json::array();
-    for (const auto& [token, logprob] : entry.top) top.push_back({{"token", token}, {"logprob", logprob}, {"bytes", bytes_of(token)}});
-    content.push_back({{"token", entry.token}, {"logprob", entry.logprob}, {"bytes", bytes_of(entry.token)}, {"top_logprobs", top}});
+    for (const auto& [token, logprob] : entry.top)
+      top.push_back({{"token", token}, {"logprob", logprob}, {"bytes", bytes_of(token)}});
+    content.push_back(
+        {{"token", entry.token}, {"logprob", entry.logprob}, {"bytes", bytes_of(entry.token)}, {"top_logprobs", top}});
   }
   return {{"content", content}};
 }
@@ -87,7 +104,8 @@ Json parsed(const std::string& text) {
 }
 
 Json model_json(const std::string& model, int64_t created, int64_t max_context) {
-  return {{"id", model}, {"object", "model"}, {"created", created}, {"owned_by", "lathe"}, {"max_model_len", max_context}};
+  return {
+      {"id", model}, {"object", "model"}, {"created", created}, {"owned_by", "lathe"}, {"max_model_len", max_context}};
 }
 
 Json job_json(const store::Job& job) {
@@ -105,7 +123,8 @@ ErrorBody error_body(const Error& error) {
   const char* type = status == 429 ? "rate_limit_error" : status >= 500 ? "server_error" : "invalid_request_error";
   std::string code(code_name(error.code));
   std::replace(code.begin(), code.end(), ' ', '_');
-  const Json json = {{"error", {{"message", error.message}, {"type", type}, {"param", param_of(error.message)}, {"code", code}}}};
+  const Json json = {
+      {"error", {{"message", error.message}, {"type", type}, {"param", param_of(error.message)}, {"code", code}}}};
   return {status, dump(json)};
 }
 
@@ -126,7 +145,9 @@ std::string completion_response(const ResponseHead& head, const std::vector<Choi
   Json json = head_json(head, "text_completion");
   json["choices"] = Json::array();
   for (const Choice& choice : choices) {
-    json["choices"].push_back({{"index", json["choices"].size()}, {"text", choice.text}, {"logprobs", completion_logprobs(choice)},
+    json["choices"].push_back({{"index", json["choices"].size()},
+                               {"text", choice.text},
+                               {"logprobs", completion_logprobs(choice)},
                                {"finish_reason", or_null(choice.finish_reason)}});
   }
   json["usage"] = usage_json(usage);
@@ -138,13 +159,19 @@ std::string chat_chunk(const ResponseHead& head, const Choice& delta, bool first
   Json message = Json::object();
   if (first) message["role"] = "assistant";
   if (first || !delta.text.empty()) message["content"] = delta.text;
-  json["choices"] = Json::array({{{"index", 0}, {"delta", message}, {"logprobs", chat_logprobs(delta)}, {"finish_reason", or_null(delta.finish_reason)}}});
+  json["choices"] = Json::array({{{"index", 0},
+                                  {"delta", message},
+                                  {"logprobs", chat_logprobs(delta)},
+                                  {"finish_reason", or_null(delta.finish_reason)}}});
   return dump(json);
 }
 
 std::string completion_chunk(const ResponseHead& head, const Choice& delta) {
   Json json = head_json(head, "text_completion");
-  json["choices"] = Json::array({{{"index", 0}, {"text", delta.text}, {"logprobs", completion_logprobs(delta)}, {"finish_reason", or_null(delta.finish_reason)}}});
+  json["choices"] = Json::array({{{"index", 0},
+                                  {"text", delta.text},
+                                  {"logprobs", completion_logprobs(delta)},
+                                  {"finish_reason", or_null(delta.finish_reason)}}});
   return dump(json);
 }
 
@@ -155,7 +182,9 @@ std::string usage_chunk(const ResponseHead& head, const Usage& usage, bool chat)
   return dump(json);
 }
 
-std::string model_card(const std::string& model, int64_t created, int64_t max_context) { return dump(model_json(model, created, max_context)); }
+std::string model_card(const std::string& model, int64_t created, int64_t max_context) {
+  return dump(model_json(model, created, max_context));
+}
 
 std::string model_list(const std::string& model, int64_t created, int64_t max_context) {
   return dump({{"object", "list"}, {"data", Json::array({model_json(model, created, max_context)})}});
@@ -165,15 +194,27 @@ std::string token_list(const std::vector<int32_t>& tokens, int64_t max_context) 
   return dump({{"count", tokens.size()}, {"max_model_len", max_context}, {"tokens", tokens}});
 }
 
-std::string prompt_text(const std::string& text) { return dump({{"prompt", text}}); }
-
-std::string learn_result(const LearnResult& r) {
-  return dump({{"version", r.version}, {"previous_version", r.previous_version}, {"steps", r.steps}, {"graded_tokens", r.graded_tokens},
-               {"tokens", r.tokens}, {"loss_before", r.loss_before}, {"loss_after", r.loss_after}, {"seconds", r.seconds},
-               {"pause_ms", r.pause_ms}, {"changed_fraction", r.changed_fraction}, {"realised_update", r.realised}});
+std::string prompt_text(const std::string& text) {
+  return dump({{"prompt", text}});
 }
 
-std::string job_body(const store::Job& job) { return dump(job_json(job)); }
+std::string learn_result(const LearnResult& r) {
+  return dump({{"version", r.version},
+               {"previous_version", r.previous_version},
+               {"steps", r.steps},
+               {"graded_tokens", r.graded_tokens},
+               {"tokens", r.tokens},
+               {"loss_before", r.loss_before},
+               {"loss_after", r.loss_after},
+               {"seconds", r.seconds},
+               {"pause_ms", r.pause_ms},
+               {"changed_fraction", r.changed_fraction},
+               {"realised_update", r.realised}});
+}
+
+std::string job_body(const store::Job& job) {
+  return dump(job_json(job));
+}
 
 std::string job_list(const std::vector<store::Job>& jobs) {
   Json data = Json::array();
@@ -184,19 +225,34 @@ std::string job_list(const std::vector<store::Job>& jobs) {
 std::string version_list(const std::vector<store::Version>& versions, int64_t live, int64_t on_disk) {
   Json data = Json::array();
   for (const store::Version& v : versions) {
-    data.push_back({{"version", v.version}, {"job", or_null(v.job_id)}, {"created_at", v.created_at}, {"loss", v.loss}, {"lr", v.learning_rate},
-                    {"changed_fraction", v.changed_fraction}, {"synced", v.synced}});
+    data.push_back({{"version", v.version},
+                    {"job", or_null(v.job_id)},
+                    {"created_at", v.created_at},
+                    {"loss", v.loss},
+                    {"lr", v.learning_rate},
+                    {"changed_fraction", v.changed_fraction},
+                    {"synced", v.synced}});
   }
   return dump({{"object", "list"}, {"live", live}, {"on_disk", on_disk}, {"data", data}});
 }
 
 std::string sync_body(const SyncResult& r) {
-  return dump({{"object", "sync"}, {"version", r.version}, {"bytes_written", r.bytes_written}, {"shards_written", r.shards_written}, {"seconds", r.seconds}});
+  return dump({{"object", "sync"},
+               {"version", r.version},
+               {"bytes_written", r.bytes_written},
+               {"shards_written", r.shards_written},
+               {"seconds", r.seconds}});
 }
 
 std::string health_body(const Health& h) {
-  return dump({{"status", "ok"}, {"model", h.model}, {"version", h.version}, {"synced_version", h.synced_version}, {"running", h.running},
-               {"waiting", h.waiting}, {"learning", h.learning}, {"uptime_seconds", h.uptime_seconds}});
+  return dump({{"status", "ok"},
+               {"model", h.model},
+               {"version", h.version},
+               {"synced_version", h.synced_version},
+               {"running", h.running},
+               {"waiting", h.waiting},
+               {"learning", h.learning},
+               {"uptime_seconds", h.uptime_seconds}});
 }
 
 }  // namespace lathe::api

@@ -25,8 +25,8 @@ ErrorBody error_body(const Error& error);
 struct ResponseHead {
   std::string id;  // chatcmpl-... or cmpl-...
   std::string model;
-  int64_t created = 0;   // seconds since 1970
-  int64_t version = 0;   // of the weights; "system_fingerprint" is "lathe-v<version>"
+  int64_t created = 0;  // seconds since 1970
+  int64_t version = 0;  // of the weights; "system_fingerprint" is "lathe-v<version>"
 };
 
 struct LogprobEntry {
@@ -70,7 +70,7 @@ struct LearnResult {
   double loss_before = 0;
   double loss_after = 0;
   double seconds = 0;
-  double pause_ms = 0;  // the longest time that one commit kept the server waiting
+  double pause_ms = 0;          // the longest time that one commit kept the server waiting
   double changed_fraction = 0;  // of the weights, mean per step
   double realised = 0;          // realised / intended update
 };

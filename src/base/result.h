@@ -1,8 +1,8 @@
 // Error and Result<T>: how expected failures travel.
 //
-// Why:     an I/O, protocol or input failure must be visible at the call and must never end a process that shares a
-//          server's memory. Compute modules (torch) may throw; three borders turn that into an Error: the HTTP handler,
-//          the training step, and each thread's entry (docs/architecture.md).
+// Why: an I/O, protocol or input failure must be visible at the call and must never end a process that shares a
+// server's memory. Compute modules (torch) may throw; three borders turn that into an Error: the HTTP handler, the
+// training step, and each thread's entry (docs/architecture.md).
 // Threads: values, no shared state.
 #pragma once
 
@@ -50,8 +50,8 @@ Error internal(std::string message);
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}       // NOLINT(google-explicit-constructor)
-  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}   // NOLINT(google-explicit-constructor)
+  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}      // NOLINT(google-explicit-constructor)
+  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
 
   bool ok() const { return state_.index() == 0; }
   explicit operator bool() const { return ok(); }
@@ -97,11 +97,11 @@ using Status = Result<void>;
 
 // `auto file = LATHE_TRY(env.open(path));` leaves the enclosing function with the error, or yields the value.
 // The one macro of this kind; it uses GCC's and Clang's statement expressions.
-#define LATHE_TRY(expression)                                       \
-  (__extension__({                                                  \
-    auto lathe_try_result = (expression);                           \
-    if (!lathe_try_result.ok()) return lathe_try_result.error();    \
-    std::move(lathe_try_result).value();                            \
+#define LATHE_TRY(expression)                                    \
+  (__extension__({                                               \
+    auto lathe_try_result = (expression);                        \
+    if (!lathe_try_result.ok()) return lathe_try_result.error(); \
+    std::move(lathe_try_result).value();                         \
   }))
 
 // For broken invariants of our own, never for input.

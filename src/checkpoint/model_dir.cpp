@@ -36,7 +36,8 @@ Result<ModelDir> ModelDir::open(io::Env& env, const std::string& directory) {
     return dir;
   }
   if (!LATHE_TRY(env.exists(index))) {
-    return not_found(directory + " has neither " + kSingle + " nor " + kIndex + "; is it a Hugging Face model directory?");
+    return not_found(directory + " has neither " + kSingle + " nor " + kIndex +
+                     "; is it a Hugging Face model directory?");
   }
   const auto files = LATHE_TRY(read_index(env, index));
   std::set<std::string> shards;
@@ -64,7 +65,8 @@ Status ModelDir::add_shard(io::Env& env, const std::string& directory, const std
   shard.header = LATHE_TRY(parse_header(head, size).at(path));
   for (size_t t = 0; t < shard.header.tensors.size(); ++t) {
     const auto [at, fresh] = by_name_.try_emplace(shard.header.tensors[t].name, shards_.size(), t);
-    if (!fresh) return corruption("tensor " + at->first + " is in both " + shards_[at->second.first].file + " and " + file);
+    if (!fresh)
+      return corruption("tensor " + at->first + " is in both " + shards_[at->second.first].file + " and " + file);
   }
   shards_.push_back(std::move(shard));
   return {};

@@ -1,6 +1,6 @@
 // ModelDir: the safetensors files of a Hugging Face model directory, one or many, as one table of tensors.
 //
-// Memory:  keeps the shards open; read() copies into the caller's memory.
+// Memory: keeps the shards open; read() copies into the caller's memory.
 // Threads: immutable after open(); any.
 #pragma once
 

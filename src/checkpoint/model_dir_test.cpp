@@ -24,7 +24,8 @@ TEST(ModelDir, RefusesByName) {
   EXPECT_NE(dir.contents().find("model-2.safetensors: the file is truncated"), std::string::npos) << dir.contents();
   dir.two_shards('x');
   dir.shard("model-2.safetensors", {"d"}, 'x');
-  EXPECT_NE(dir.contents().find("tensor c"), std::string::npos) << "an index that names an absent tensor: " << dir.contents();
+  EXPECT_NE(dir.contents().find("tensor c"), std::string::npos)
+      << "an index that names an absent tensor: " << dir.contents();
   dir.shard("model-2.safetensors", {"c", "a"}, 'x');
   EXPECT_NE(dir.contents().find("tensor a is in both"), std::string::npos) << dir.contents();
   dir.write("model.safetensors.index.json", "{");

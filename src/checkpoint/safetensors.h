@@ -43,8 +43,8 @@ Result<uint64_t> header_bytes(std::span<const std::byte> first_eight, uint64_t f
 // leave gaps, or do not end with the file. Never reads outside `file`, whatever it holds.
 Result<Header> parse_header(std::span<const std::byte> file, uint64_t file_size);
 
-// The bytes in front of the data of a file that holds `tensors` one after another, in this order; sets their begin and end.
-// A multiple of 8 bytes long, so that the data are aligned.
+// The bytes in front of the data of a file that holds `tensors` one after another, in this order; sets their begin and
+// end. A multiple of 8 bytes long, so that the data are aligned.
 std::string format_header(std::span<TensorInfo> tensors, const std::map<std::string, std::string>& metadata);
 
 }  // namespace lathe::checkpoint

@@ -51,7 +51,8 @@ TEST(Safetensors, ReadsTheHeadersItWrites) {
   EXPECT_EQ(header->metadata.at("kind"), "test");
   ASSERT_EQ(header->tensors.size(), 3U);
   for (const TensorInfo& expected : tensors) {
-    const auto found = std::find_if(header->tensors.begin(), header->tensors.end(), [&](const TensorInfo& t) { return t.name == expected.name; });
+    const auto found = std::find_if(header->tensors.begin(), header->tensors.end(),
+                                    [&](const TensorInfo& t) { return t.name == expected.name; });
     ASSERT_NE(found, header->tensors.end());
     EXPECT_EQ(found->shape, expected.shape);
     EXPECT_EQ(found->dtype, expected.dtype);
@@ -68,15 +69,27 @@ TEST(Safetensors, RefusesByName) {
   const auto tensor = [](const std::string& body) { return R"({"t":{)" + body + "}}"; };
   EXPECT_NE(refusal(tensor(R"("dtype":"F31","shape":[1],"data_offsets":[0,4])"), 4).find("F31"), std::string::npos);
   EXPECT_NE(refusal(tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,4])"), 4).find("8"), std::string::npos);
-  EXPECT_NE(refusal(tensor(R"("dtype":"F32","shape":[-1],"data_offsets":[0,4])"), 4).find("unsigned"), std::string::npos);
-  EXPECT_NE(refusal(tensor(R"("dtype":"F32","shape":[1],"data_offsets":[4,0])"), 4).find("tensor t"), std::string::npos);
+  EXPECT_NE(refusal(tensor(R"("dtype":"F32","shape":[-1],"data_offsets":[0,4])"), 4).find("unsigned"),
+            std::string::npos);
+  EXPECT_NE(refusal(tensor(R"("dtype":"F32","shape":[1],"data_offsets":[4,0])"), 4).find("tensor t"),
+            std::string::npos);
   EXPECT_NE(refusal(tensor(R"("dtype":"F32","shape":[1])"), 4).find("exactly"), std::string::npos);
-  EXPECT_NE(refusal(tensor(R"("dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,0])"), 0).find("2^64"), std::string::npos);
-  EXPECT_NE(refusal(R"({"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"t":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", 2).find("twice"),
+  EXPECT_NE(refusal(tensor(R"("dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,0])"), 0).find("2^64"),
             std::string::npos);
-  EXPECT_NE(refusal(R"({"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"u":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", 2).find("begins at"),
+  EXPECT_NE(
+      refusal(
+          R"({"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"t":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+          2)
+          .find("twice"),
+      std::string::npos);
+  EXPECT_NE(
+      refusal(
+          R"({"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"u":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+          2)
+          .find("begins at"),
+      std::string::npos);
+  EXPECT_NE(refusal(R"({"t":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", 2).find("begins at 1"),
             std::string::npos);
-  EXPECT_NE(refusal(R"({"t":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", 2).find("begins at 1"), std::string::npos);
   std::string deep = R"({"a":)";
   for (int i = 0; i < 1000; ++i) deep += "[";
   EXPECT_NE(refusal(deep, 0), "accepted");
@@ -91,7 +104,8 @@ TEST(Safetensors, RefusesALengthBeyondTheFile) {
   EXPECT_FALSE(parse_header({}, 0).ok());
 }
 
-// Whatever bytes come: an answer, no crash, nothing outside the file named as a tensor. The sanitizer build watches the reads.
+// Whatever bytes come: an answer, no crash, nothing outside the file named as a tensor. The sanitizer build watches the
+// reads.
 TEST(Safetensors, AnyDamageIsAnErrorOrAHeaderThatHolds) {
   const auto good = file_of(kGood, 16);
   std::mt19937 random(1);

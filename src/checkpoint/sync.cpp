@@ -107,13 +107,15 @@ Error abandon(io::Env& env, const Paths& paths, const std::vector<std::string>& 
 }
 
 // Calls visit(tensor, block, live block) over all tensor bytes of a shard; either side of the pair may be written.
-Status for_each_block(const Shard& shard, const LiveTensor& live,
-                      const std::function<Status(std::span<const std::byte> disk, std::span<const std::byte> now)>& visit) {
+Status for_each_block(
+    const Shard& shard, const LiveTensor& live,
+    const std::function<Status(std::span<const std::byte> disk, std::span<const std::byte> now)>& visit) {
   std::vector<std::byte> block;
   for (const TensorInfo& info : shard.header.tensors) {
     const auto bytes = live(info.name);
     if (bytes && bytes->size() != info.size()) {
-      return internal("live tensor " + info.name + " has " + std::to_string(bytes->size()) + " bytes, " + std::to_string(info.size()) + " on disk");
+      return internal("live tensor " + info.name + " has " + std::to_string(bytes->size()) + " bytes, " +
+                      std::to_string(info.size()) + " on disk");
     }
     for (uint64_t done = 0; done < info.size(); done += kBlock) {
       block.resize(std::min<uint64_t>(kBlock, info.size() - done));
@@ -149,14 +151,18 @@ Status check_writable(io::Env& env, const Paths& paths, const std::vector<const 
   uint64_t needed = kSpareBytes;
   for (const Shard* shard : shards) {
     if (LATHE_TRY(env.stat(paths.shard(shard->file))).is_symlink) {
-      return unsupported(paths.shard(shard->file) + " is a symbolic link, as in a Hugging Face cache; copy the model to a directory of its own first (cp -rL)");
+      return unsupported(
+          paths.shard(shard->file) +
+          " is a symbolic link, as in a Hugging Face cache; copy the model to a directory of its own first (cp -rL)");
     }
     needed += shard->data->size();
   }
   const uint64_t free = LATHE_TRY(env.free_space(paths.model));
   if (free < needed) {
-    return Error{Code::kIo, "the disk of " + paths.model + " has " + std::to_string(free >> 20) + " MiB free; a sync needs " +
-                                std::to_string(needed >> 20) + " MiB beside the old files", ENOSPC};
+    return Error{Code::kIo,
+                 "the disk of " + paths.model + " has " + std::to_string(free >> 20) + " MiB free; a sync needs " +
+                     std::to_string(needed >> 20) + " MiB beside the old files",
+                 ENOSPC};
   }
   return {};
 }
@@ -246,7 +252,8 @@ Result<SyncReport> rollback(io::Env& env, const std::string& directory) {
   const Paths paths(directory);
   const DirectoryVersion before = LATHE_TRY(read_version(env, directory));
   if (!before.previous) return not_found(directory + " has no previous version to go back to");
-  Intent intent{.shards = LATHE_TRY(env.list(paths.previous)), .after = {.version = before.version + 1, .previous = before.version}};
+  Intent intent{.shards = LATHE_TRY(env.list(paths.previous)),
+                .after = {.version = before.version + 1, .previous = before.version}};
   SyncReport report{.now = intent.after, .shards_written = static_cast<int64_t>(intent.shards.size())};
   for (const std::string& file : intent.shards) {
     LATHE_TRY(remove_if_there(env, paths.new_shard(file)));

@@ -72,11 +72,14 @@ LiveTensor filled(char fill) {
   return [bytes](std::string_view) { return std::optional<std::span<const std::byte>>(*bytes); };
 }
 
-int64_t version(const TestDir& dir) { return read_version(io::posix_env(), dir.path())->version; }
+int64_t version(const TestDir& dir) {
+  return read_version(io::posix_env(), dir.path())->version;
+}
 
 bool has_litter(const TestDir& dir) {
   for (const auto& entry : std::filesystem::recursive_directory_iterator(dir.path())) {
-    if (entry.path().string().find(".lathe-new") != std::string::npos || entry.path().filename() == "install.json") return true;
+    if (entry.path().string().find(".lathe-new") != std::string::npos || entry.path().filename() == "install.json")
+      return true;
   }
   return false;
 }
@@ -112,9 +115,11 @@ TEST(Sync, RollbackIsAVersionAndCanBeUndone) {
   EXPECT_EQ(version(dir), 4);
 }
 
-// `act` takes the directory from `before` to `after`. It is stopped at every one of its operations in turn; recovery, itself
-// stopped at every one of its own, must end in one of the two states, the version must say which, and nothing may be left over.
-void stop_everywhere(const std::string& before, const std::string& after, int64_t version_after, const std::function<void(const TestDir&)>& prepare,
+// `act` takes the directory from `before` to `after`. It is stopped at every one of its operations in turn; recovery,
+// itself stopped at every one of its own, must end in one of the two states, the version must say which, and nothing
+// may be left over.
+void stop_everywhere(const std::string& before, const std::string& after, int64_t version_after,
+                     const std::function<void(const TestDir&)>& prepare,
                      const std::function<Status(io::Env&, const std::string&)>& act) {
   int states = 0, finished = 0;
   for (int limit = 1, done = 0; !done; ++limit) {
@@ -127,7 +132,8 @@ void stop_everywhere(const std::string& before, const std::string& after, int64_
       recovered = recover(stopping_recovery, dir.path()).ok();
       ASSERT_TRUE(recover(io::posix_env(), dir.path()).ok());
       const std::string contents = dir.contents();
-      ASSERT_TRUE(contents == before || contents == after) << contents << " after stopping at operation " << limit << " and " << recovery_limit;
+      ASSERT_TRUE(contents == before || contents == after)
+          << contents << " after stopping at operation " << limit << " and " << recovery_limit;
       ASSERT_EQ(version(dir) == version_after, contents == after) << "operation " << limit;
       ASSERT_FALSE(has_litter(dir)) << "operation " << limit;
       finished += contents == after;
@@ -140,11 +146,12 @@ void stop_everywhere(const std::string& before, const std::string& after, int64_
 }
 
 TEST(Sync, StoppedAtAnyOperationTheDirectoryIsWhollyOldOrNew) {
-  stop_everywhere("000", "111", 1, [](const TestDir& dir) { dir.two_shards('0'); },
-                  [](io::Env& env, const std::string& path) -> Status {
-                    const auto report = sync(env, path, filled('1'), 1);
-                    return report.ok() ? Status() : Status(report.error());
-                  });
+  stop_everywhere(
+      "000", "111", 1, [](const TestDir& dir) { dir.two_shards('0'); },
+      [](io::Env& env, const std::string& path) -> Status {
+        const auto report = sync(env, path, filled('1'), 1);
+        return report.ok() ? Status() : Status(report.error());
+      });
 }
 
 TEST(Sync, SoItIsWhenRollingBack) {

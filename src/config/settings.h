@@ -1,4 +1,5 @@
-// Settings of the server, with their defaults. One struct, so that a program's whole behaviour can be printed and compared.
+// Settings of the server, with their defaults. One struct, so that a program's whole behaviour can be printed and
+// compared.
 //
 // Sources, later ones win: defaults, a configuration file (--config), environment (LATHE_...), flags.
 // Threads: a value.
@@ -20,13 +21,13 @@ struct Settings {
   std::string host = "127.0.0.1";
   int port = 8077;
   std::string api_key;
-  std::string served_name;      // of the model in the API; empty: the directory's name
-  int64_t max_running = 8;      // answers generated at once
-  int64_t max_waiting = 64;     // requests queued; beyond, 429
-  int64_t max_context = 0;      // tokens of prompt and answer; 0: the model's limit
+  std::string served_name;   // of the model in the API; empty: the directory's name
+  int64_t max_running = 8;   // answers generated at once
+  int64_t max_waiting = 64;  // requests queued; beyond, 429
+  int64_t max_context = 0;   // tokens of prompt and answer; 0: the model's limit
   int64_t max_body_bytes = 8 << 20;
   int http_threads = 32;
-  int compute_threads = 0;      // 0: one per core
+  int compute_threads = 0;  // 0: one per core
 
   // Learning.
   std::string optimizer = "apollo_mini";
@@ -34,8 +35,8 @@ struct Settings {
   int64_t steps = 12;           // at most, per correction
   double until_loss = 0.05;     // a correction stops when its loss is below
   bool train_embeddings = true;
-  int64_t max_learning = 16;    // jobs queued; beyond, 429
-  int64_t sync_seconds = 600;   // how often changed weights become durable; 0: only on demand and at shutdown
+  int64_t max_learning = 16;   // jobs queued; beyond, 429
+  int64_t sync_seconds = 600;  // how often changed weights become durable; 0: only on demand and at shutdown
 };
 
 // Options for every field, grouped for --help.

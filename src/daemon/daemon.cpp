@@ -41,7 +41,8 @@ class Signals {
 std::string name_of(const std::string& directory) {
   auto path = std::filesystem::path(directory).lexically_normal();
   if (path.filename().empty()) path = path.parent_path();
-  return path.filename() == "." ? std::filesystem::absolute(path).lexically_normal().parent_path().filename().string() : path.filename().string();
+  return path.filename() == "." ? std::filesystem::absolute(path).lexically_normal().parent_path().filename().string()
+                                : path.filename().string();
 }
 
 }  // namespace
@@ -56,14 +57,21 @@ Status serve(const std::string& directory, config::Settings settings, const std:
   const text::Text text = LATHE_TRY(text::Text::load(env, directory));
   model::LoadedModel loaded = LATHE_TRY(model::load_model(env, directory));
   const auto store = LATHE_TRY(store::Store::open(directory + "/.lathe/lathe.db"));
-  log::info("loaded " + directory + ": " + std::to_string(loaded.store->element_count() / 1'000'000) + " M parameters, version " + std::to_string(on_disk.version));
+  log::info("loaded " + directory + ": " + std::to_string(loaded.store->element_count() / 1'000'000) +
+            " M parameters, version " + std::to_string(on_disk.version));
 
   weights::Gate gate;
-  engine::Engine engine(*loaded.model, gate, {.max_running = settings.max_running, .max_waiting = settings.max_waiting, .max_context = settings.max_context});
+  engine::Engine engine(
+      *loaded.model, gate,
+      {.max_running = settings.max_running, .max_waiting = settings.max_waiting, .max_context = settings.max_context});
   Learner learner(loaded, gate, *store, env, directory, settings, on_disk);
   const std::string name = settings.served_name.empty() ? name_of(directory) : settings.served_name;
   Service service(text, loaded.model->config(), engine, learner, *store, settings, name);
-  http::Server server({.host = settings.host, .port = settings.port, .api_key = settings.api_key, .threads = settings.http_threads, .max_body_bytes = settings.max_body_bytes});
+  http::Server server({.host = settings.host,
+                       .port = settings.port,
+                       .api_key = settings.api_key,
+                       .threads = settings.http_threads,
+                       .max_body_bytes = settings.max_body_bytes});
   service.add_routes(server);
 
   Status last_sync;

@@ -11,14 +11,16 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
 const Error kStopping{Code::kUnavailable, "the server is shutting down"};
 
 }  // namespace
 
-Learner::Learner(model::LoadedModel& loaded, weights::Gate& gate, store::Store& store, io::Env& env, std::string directory,
-                 const config::Settings& settings, checkpoint::DirectoryVersion on_disk)
+Learner::Learner(model::LoadedModel& loaded, weights::Gate& gate, store::Store& store, io::Env& env,
+                 std::string directory, const config::Settings& settings, checkpoint::DirectoryVersion on_disk)
     : loaded_(loaded), gate_(gate), store_(store), env_(env), directory_(std::move(directory)), settings_(settings) {
   optimizer_.train_embeddings = settings.train_embeddings;
   const auto method = optim::parse_method(settings.optimizer);
@@ -52,7 +54,8 @@ Result<std::future<store::Job>> Learner::submit(LearnTask task, const std::strin
   const std::string id = task.job_id;
   auto promise = std::make_shared<std::promise<store::Job>>();
   auto future = promise->get_future();
-  const Status queued = enqueue([this, promise, task = std::move(task)] { promise->set_value(learn(task, stop_)); }, /*bounded=*/true);
+  const Status queued =
+      enqueue([this, promise, task = std::move(task)] { promise->set_value(learn(task, stop_)); }, /*bounded=*/true);
   if (!queued.ok()) {
     LATHE_TRY(store_.set_job(id, "failed", api::error_body(queued.error()).json));
     return queued.error();
@@ -77,7 +80,8 @@ Result<api::SyncResult> Learner::roll_back() {
 }
 
 bool Learner::sync_is_due() const {
-  return settings_.sync_seconds > 0 && version_ != synced_version_ && seconds_since(last_sync_) >= static_cast<double>(settings_.sync_seconds);
+  return settings_.sync_seconds > 0 && version_ != synced_version_ &&
+         seconds_since(last_sync_) >= static_cast<double>(settings_.sync_seconds);
 }
 
 Status Learner::run(std::stop_token stop) {
@@ -117,8 +121,9 @@ store::Job Learner::learn(const LearnTask& task, std::stop_token stop) {
   const Result<api::LearnResult> result = teach(task, stop);
   if (result.ok()) {
     record("succeeded", api::learn_result(*result));
-    log::info("learned " + task.job_id + ": version " + std::to_string(result->version) + ", loss " + std::to_string(result->loss_before) +
-              " -> " + std::to_string(result->loss_after) + " in " + std::to_string(result->seconds) + " s");
+    log::info("learned " + task.job_id + ": version " + std::to_string(result->version) + ", loss " +
+              std::to_string(result->loss_before) + " -> " + std::to_string(result->loss_after) + " in " +
+              std::to_string(result->seconds) + " s");
   } else {
     record("failed", api::error_body(result.error()).json);
     log::warning("job " + task.job_id + " failed: " + result.error().message);
@@ -148,11 +153,15 @@ Result<api::LearnResult> Learner::teach(const LearnTask& task, std::stop_token s
     version_ = ++last_number_;
     ++result.steps;
     const auto& total = report.commit.total;
-    const double fraction = static_cast<double>(total.changed) / static_cast<double>(std::max<int64_t>(total.elements, 1));
+    const double fraction =
+        static_cast<double>(total.changed) / static_cast<double>(std::max<int64_t>(total.elements, 1));
     result.changed_fraction += (fraction - result.changed_fraction) / static_cast<double>(result.steps);
     result.realised = total.intended_squared > 0 ? total.realised_dot / total.intended_squared : 1;
     result.pause_ms = std::max(result.pause_ms, report.pause_seconds * 1e3);
-    LATHE_TRY(store_.add_version({.version = version_, .job_id = task.job_id, .loss = loss, .learning_rate = task.options.learning_rate,
+    LATHE_TRY(store_.add_version({.version = version_,
+                                  .job_id = task.job_id,
+                                  .loss = loss,
+                                  .learning_rate = task.options.learning_rate,
                                   .changed_fraction = fraction}));
   }
   result.loss_after = LATHE_TRY(trainer.evaluate(task.examples, task.options));
@@ -178,8 +187,8 @@ Result<api::SyncResult> Learner::sync_now() {
   result.bytes_written = report.bytes_written;
   result.shards_written = report.shards_written;
   result.seconds = seconds_since(begin);
-  log::info("synced version " + std::to_string(result.version) + ": " + std::to_string(result.bytes_written >> 20) + " MiB in " +
-            std::to_string(result.seconds) + " s");
+  log::info("synced version " + std::to_string(result.version) + ": " + std::to_string(result.bytes_written >> 20) +
+            " MiB in " + std::to_string(result.seconds) + " s");
   return result;
 }
 

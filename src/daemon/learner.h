@@ -1,9 +1,11 @@
-// Learner: the teaching thread. Takes corrections one at a time, commits them into the live weights, makes them durable.
+// Learner: the teaching thread. Takes corrections one at a time, commits them into the live weights, makes them
+// durable.
 //
-// Threads: run() on exactly one thread, which is the only one that writes weights, optimizer state and the model directory;
-//          everything else from any thread. Blocking calls (sync, roll_back, wait) must not be made on run()'s thread.
-// Durability: a finished job is in the live weights; it is on disk after the next sync (on demand, every sync_seconds, and at
-//          shutdown).
+// Threads: run() on exactly one thread, which is the only one that writes weights, optimizer state and the model
+// directory; everything else from any thread. Blocking calls (sync, roll_back, wait) must not be made on run()'s
+// thread.
+// Durability: a finished job is in the live weights; it is on disk after the next sync (on demand, every sync_seconds,
+// and at shutdown).
 #pragma once
 
 #include <atomic>
@@ -48,7 +50,8 @@ class Learner {
   // Queues a job and stores it. kExhausted when the queue is full. The future holds the job once it is finished.
   Result<std::future<store::Job>> submit(LearnTask task, const std::string& request_json);
 
-  // Make the live weights durable; go back to the directory's previous version (live weights too). Both wait their turn.
+  // Make the live weights durable; go back to the directory's previous version (live weights too). Both wait their
+  // turn.
   Result<api::SyncResult> sync();
   Result<api::SyncResult> roll_back();
 
@@ -56,8 +59,8 @@ class Learner {
   int64_t synced_version() const { return synced_version_.load(); }
   int64_t queued() const;
 
-  // Works until `stop`; then finishes the step at hand, fails the jobs not done, syncs what changed, and returns the result
-  // of that last sync.
+  // Works until `stop`; then finishes the step at hand, fails the jobs not done, syncs what changed, and returns the
+  // result of that last sync.
   Status run(std::stop_token stop);
 
  private:

@@ -32,17 +32,26 @@ http::Response respond(Result<std::string> body) {
 
 Service::Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, Learner& learner,
                  store::Store& store, const config::Settings& settings, std::string model_name)
-    : text_(text), model_(model), engine_(engine), learner_(learner), store_(store), settings_(settings), model_name_(std::move(model_name)) {}
+    : text_(text),
+      model_(model),
+      engine_(engine),
+      learner_(learner),
+      store_(store),
+      settings_(settings),
+      model_name_(std::move(model_name)) {}
 
 void Service::add_routes(http::Server& server) {
   using http::Request;
   const auto created = unix_seconds(started_);
   server.set_header("X-Lathe-Version", [this] { return std::to_string(learner_.version()); });
   server.route("GET", "/healthz", [this](const Request&) { return http::Response{.body = health()}; });
-  server.route("GET", "/v1/models", [this, created](const Request&) { return http::Response{.body = api::model_list(model_name_, created, context_limit())}; });
+  server.route("GET", "/v1/models", [this, created](const Request&) {
+    return http::Response{.body = api::model_list(model_name_, created, context_limit())};
+  });
   server.route("GET", "/v1/models/*", [this, created](const Request& request) {
     const Status known = check_model(request.argument);
-    return known.ok() ? http::Response{.body = api::model_card(model_name_, created, context_limit())} : respond(known.error());
+    return known.ok() ? http::Response{.body = api::model_card(model_name_, created, context_limit())}
+                      : respond(known.error());
   });
   server.route("POST", "/v1/chat/completions", [this](const Request& request) { return chat(request); });
   server.route("POST", "/v1/completions", [this](const Request& request) { return completion(request); });
@@ -63,7 +72,8 @@ void Service::add_routes(http::Server& server) {
     return result.ok() ? http::Response{.body = api::sync_body(*result)} : respond(result.error());
   };
   server.route("POST", "/v1/sync", [this, sync_response](const Request&) { return sync_response(learner_.sync()); });
-  server.route("POST", "/v1/rollback", [this, sync_response](const Request&) { return sync_response(learner_.roll_back()); });
+  server.route("POST", "/v1/rollback",
+               [this, sync_response](const Request&) { return sync_response(learner_.roll_back()); });
 }
 
 int64_t Service::context_limit() const {
@@ -76,17 +86,26 @@ Status Service::check_model(const std::string& name) const {
 }
 
 api::ResponseHead Service::head(const char* prefix) const {
-  return {.id = new_id(prefix), .model = model_name_, .created = unix_seconds(std::chrono::system_clock::now()), .version = learner_.version()};
+  return {.id = new_id(prefix),
+          .model = model_name_,
+          .created = unix_seconds(std::chrono::system_clock::now()),
+          .version = learner_.version()};
 }
 
 std::string Service::health() const {
   const engine::EngineStats stats = engine_.stats();
   const std::chrono::duration<double> uptime = std::chrono::system_clock::now() - started_;
-  return api::health_body({.model = model_name_, .version = learner_.version(), .synced_version = learner_.synced_version(), .running = stats.running,
-                           .waiting = stats.waiting, .learning = learner_.queued(), .uptime_seconds = uptime.count()});
+  return api::health_body({.model = model_name_,
+                           .version = learner_.version(),
+                           .synced_version = learner_.synced_version(),
+                           .running = stats.running,
+                           .waiting = stats.waiting,
+                           .learning = learner_.queued(),
+                           .uptime_seconds = uptime.count()});
 }
 
-engine::Request Service::engine_request(std::vector<int32_t> prompt, const api::GenerationRequest& request, int64_t default_max_tokens) const {
+engine::Request Service::engine_request(std::vector<int32_t> prompt, const api::GenerationRequest& request,
+                                        int64_t default_max_tokens) const {
   engine::Request out{.prompt = std::move(prompt), .sampling = request.sampling};
   out.max_tokens = request.max_tokens.value_or(default_max_tokens);
   out.min_tokens = request.min_tokens;
@@ -111,7 +130,8 @@ std::vector<api::LogprobEntry> Service::logprob_entries(const std::vector<engine
   std::vector<api::LogprobEntry> entries;
   for (const engine::Token& token : tokens) {
     api::LogprobEntry entry{.token = text_of(token.id), .logprob = token.logprob};
-    for (const engine::Candidate& candidate : token.top) entry.top.emplace_back(text_of(candidate.id), candidate.logprob);
+    for (const engine::Candidate& candidate : token.top)
+      entry.top.emplace_back(text_of(candidate.id), candidate.logprob);
     entries.push_back(std::move(entry));
   }
   return entries;
@@ -129,12 +149,13 @@ Result<api::Choice> Service::collect(engine::TextStream& stream, bool logprobs) 
   return choice;
 }
 
-http::Response Service::stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head, const api::GenerationRequest& request,
-                               int64_t prompt_tokens, bool chat) const {
+http::Response Service::stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head,
+                               const api::GenerationRequest& request, int64_t prompt_tokens, bool chat) const {
   const auto chunk = [chat](const api::ResponseHead& h, const api::Choice& c, bool first) {
     return chat ? api::chat_chunk(h, c, first) : api::completion_chunk(h, c);
   };
-  return {.stream = [=, this, stream = std::move(stream), logprobs = request.logprobs, include_usage = request.include_usage](const http::SendEvent& send) {
+  return {.stream = [=, this, stream = std::move(stream), logprobs = request.logprobs,
+                     include_usage = request.include_usage](const http::SendEvent& send) {
     if (chat && !send(chunk(head, {}, /*first=*/true))) return;
     for (;;) {
       auto delta = stream->next();
@@ -163,10 +184,12 @@ http::Response Service::chat(const http::Request& request) {
     const api::ResponseHead response_head = head("chatcmpl-");
     std::vector<std::shared_ptr<engine::TextStream>> streams;
     for (int64_t i = 0; i < chat.generation.n; ++i) {
-      engine::Request generation = engine_request(prompt, chat.generation, std::max<int64_t>(1, context_limit() - prompt_count));
+      engine::Request generation =
+          engine_request(prompt, chat.generation, std::max<int64_t>(1, context_limit() - prompt_count));
       if (generation.sampling.seed) *generation.sampling.seed += static_cast<uint64_t>(i);
       auto submitted = LATHE_TRY(engine_.submit(std::move(generation)));
-      streams.push_back(std::make_shared<engine::TextStream>(std::move(submitted), text_.tokenizer(), chat.generation.stop));
+      streams.push_back(
+          std::make_shared<engine::TextStream>(std::move(submitted), text_.tokenizer(), chat.generation.stop));
     }
     if (chat.generation.stream) return stream(streams[0], response_head, chat.generation, prompt_count, /*chat=*/true);
     std::vector<api::Choice> choices;
@@ -200,7 +223,8 @@ http::Response Service::completion(const http::Request& request) {
         generation.prompt_logprobs = completion.echo && completion.generation.logprobs;
         if (generation.sampling.seed) *generation.sampling.seed += static_cast<uint64_t>(i);
         auto submitted = LATHE_TRY(engine_.submit(std::move(generation)));
-        parts.push_back({ids, std::make_shared<engine::TextStream>(std::move(submitted), text_.tokenizer(), completion.generation.stop)});
+        parts.push_back({ids, std::make_shared<engine::TextStream>(std::move(submitted), text_.tokenizer(),
+                                                                   completion.generation.stop)});
       }
     }
     if (completion.generation.stream) {

@@ -35,13 +35,14 @@ class Service {
   std::string health() const;
 
   // The engine's request for a tokenised prompt.
-  engine::Request engine_request(std::vector<int32_t> prompt, const api::GenerationRequest& request, int64_t default_max_tokens) const;
+  engine::Request engine_request(std::vector<int32_t> prompt, const api::GenerationRequest& request,
+                                 int64_t default_max_tokens) const;
   Result<std::vector<int32_t>> prompt_tokens(const api::Prompt& prompt) const;
   Result<data::Example> tokenised(const api::LearnExample& example) const;
   Result<api::Choice> collect(engine::TextStream& stream, bool logprobs) const;
   std::vector<api::LogprobEntry> logprob_entries(const std::vector<engine::Token>& tokens) const;
-  http::Response stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head, const api::GenerationRequest& request,
-                        int64_t prompt_tokens, bool chat) const;
+  http::Response stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head,
+                        const api::GenerationRequest& request, int64_t prompt_tokens, bool chat) const;
   api::ResponseHead head(const char* prefix) const;
   Status check_model(const std::string& name) const;
   int64_t context_limit() const;

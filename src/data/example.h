@@ -33,8 +33,8 @@ enum class ContextMode {
   kExact,   // the whole sequence is live: gradient through everything, the oracle
 };
 
-// Refuses by name: empty or mismatched lengths, a token outside the vocabulary, more tokens than positions, a weight that
-// is negative or not finite, a graded first token, nothing graded.
+// Refuses by name: empty or mismatched lengths, a token outside the vocabulary, more tokens than positions, a weight
+// that is negative or not finite, a graded first token, nothing graded.
 Status validate(const Example& example, int64_t vocab_size, int64_t max_positions);
 
 // The live segments of a valid example, in order, disjoint. A segment of tokens g..h graded covers rows g-1..h-1.

@@ -3,7 +3,9 @@
 namespace lathe::data {
 namespace {
 
-Status in_range(bool holds, const char* what) { return holds ? Status() : Status(invalid_argument(what)); }
+Status in_range(bool holds, const char* what) {
+  return holds ? Status() : Status(invalid_argument(what));
+}
 
 }  // namespace
 

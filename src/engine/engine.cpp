@@ -93,18 +93,20 @@ Result<std::shared_ptr<Generation>> Engine::submit(Request request) {
   if (request.max_tokens < 0) return invalid_argument("max_tokens must not be negative");
   if (prompt + request.max_tokens > limit) {
     return invalid_argument("this model's maximum context is " + std::to_string(limit) + " tokens; the request needs " +
-                            std::to_string(prompt + request.max_tokens) + " (" + std::to_string(prompt) + " in the prompt, " +
-                            std::to_string(request.max_tokens) + " for the answer)");
+                            std::to_string(prompt + request.max_tokens) + " (" + std::to_string(prompt) +
+                            " in the prompt, " + std::to_string(request.max_tokens) + " for the answer)");
   }
   for (const int32_t id : request.prompt) {
-    if (id < 0 || id >= state_->model.config().vocab_size) return invalid_argument("token " + std::to_string(id) + " is outside the vocabulary");
+    if (id < 0 || id >= state_->model.config().vocab_size)
+      return invalid_argument("token " + std::to_string(id) + " is outside the vocabulary");
   }
   auto generation = std::make_shared<Generation>();
   {
     const std::lock_guard hold(state_->mutex);
     if (state_->stopped) return Error{Code::kUnavailable, "the server is shutting down"};
     if (static_cast<int64_t>(state_->waiting.size()) >= state_->options.max_waiting) {
-      return Error{Code::kExhausted, "the server is busy: " + std::to_string(state_->waiting.size()) + " requests are waiting; try again later"};
+      return Error{Code::kExhausted, "the server is busy: " + std::to_string(state_->waiting.size()) +
+                                         " requests are waiting; try again later"};
     }
     state_->waiting.push_back({std::move(request), generation});
   }
@@ -150,7 +152,8 @@ void Engine::State::admit() {
   while (!waiting.empty() && static_cast<int64_t>(running.size()) < options.max_running) {
     Waiting next = std::move(waiting.front());
     waiting.pop_front();
-    const auto expected = static_cast<int64_t>(next.request.prompt.size()) + std::min<int64_t>(next.request.max_tokens, 256);
+    const auto expected =
+        static_cast<int64_t>(next.request.prompt.size()) + std::min<int64_t>(next.request.max_tokens, 256);
     Sampler sampler(next.request.sampling, next.request.prompt, seeds());
     std::vector<int32_t> pending = next.request.prompt;
     stats.prompt_tokens += static_cast<int64_t>(pending.size());
@@ -197,7 +200,8 @@ void Engine::State::step() {
     deliver(shares, x);
   } catch (const std::exception& e) {
     // The border between torch's exceptions and our errors: the requests of this step fail, the engine goes on.
-    for (const Share& share : shares) finish(*share.sequence, FinishReason::kError, internal(std::string("generation failed: ") + e.what()));
+    for (const Share& share : shares)
+      finish(*share.sequence, FinishReason::kError, internal(std::string("generation failed: ") + e.what()));
   }
   drop_finished();
 }
@@ -211,7 +215,9 @@ void Engine::State::deliver(const std::vector<Share>& shares, const at::Tensor& 
     if (share.samples) last_rows.push_back(share.run.begin + share.run.count - 1);
   }
   if (last_rows.empty()) return;
-  at::Tensor logits = model.logits(x.index_select(0, at::tensor(last_rows, at::kLong).to(x.device()))).to(at::kCPU, at::kFloat).contiguous();
+  at::Tensor logits = model.logits(x.index_select(0, at::tensor(last_rows, at::kLong).to(x.device())))
+                          .to(at::kCPU, at::kFloat)
+                          .contiguous();
   int64_t row = 0;
   for (const Share& share : shares) {
     if (!share.samples) continue;
@@ -228,12 +234,13 @@ void Engine::State::score_prompt(const Share& share, const at::Tensor& x) {
   if (share.run.position == 0) scored.push_back({.id = prompt[0]});
   for (int64_t begin = 0; begin < share.run.count; begin += kRows) {
     const int64_t count = std::min(kRows, share.run.count - begin);
-    const at::Tensor logits = model.logits(x.narrow(0, share.run.begin + begin, count)).to(at::kCPU, at::kFloat).contiguous();
+    const at::Tensor logits =
+        model.logits(x.narrow(0, share.run.begin + begin, count)).to(at::kCPU, at::kFloat).contiguous();
     for (int64_t r = 0; r < count; ++r) {
       const auto target = static_cast<size_t>(share.run.position + begin + r + 1);
       if (target >= prompt.size()) break;
-      scored.push_back(log_probability({logits[r].data_ptr<float>(), static_cast<size_t>(logits.size(1))}, prompt[target],
-                                       share.sequence->request.top_logprobs));
+      scored.push_back(log_probability({logits[r].data_ptr<float>(), static_cast<size_t>(logits.size(1))},
+                                       prompt[target], share.sequence->request.top_logprobs));
     }
   }
   Generation& generation = *share.sequence->generation;

@@ -1,11 +1,11 @@
 // Engine: generates tokens for several requests at once (continuous batching) over one model.
 //
-// One thread calls run(): it admits waiting requests, prefills them in chunks and decodes all of them together, one token
-// each per step, holding the Gate shared for one step at a time, so that a commit waits for at most one step.
+// One thread calls run(): it admits waiting requests, prefills them in chunks and decodes all of them together, one
+// token each per step, holding the Gate shared for one step at a time, so that a commit waits for at most one step.
 //
 // Threads: submit() from any thread; run() on exactly one. A Generation is shared by the engine and one consumer.
-// Memory:  bounded: at most `max_running` sequences, `max_waiting` queued, and tokens of a Generation nobody reads are
-//          bounded by its max_tokens.
+// Memory: bounded: at most `max_running` sequences, `max_waiting` queued, and tokens of a Generation nobody reads are
+// bounded by its max_tokens.
 #pragma once
 
 #include <atomic>

@@ -32,7 +32,8 @@ struct Golden {
 };
 
 struct Running {
-  Running(const model::Model& model, EngineOptions options) : engine(model, gate, options), thread([this](std::stop_token stop) { engine.run(stop); }) {}
+  Running(const model::Model& model, EngineOptions options)
+      : engine(model, gate, options), thread([this](std::stop_token stop) { engine.run(stop); }) {}
   weights::Gate gate;
   Engine engine;
   std::jthread thread;
@@ -45,7 +46,9 @@ std::vector<int32_t> ids_of(const std::vector<Token>& tokens) {
 }
 
 Request greedy(const Golden& golden) {
-  return {.prompt = golden.prompt, .sampling = {.temperature = 0}, .max_tokens = static_cast<int64_t>(golden.output.size())};
+  return {.prompt = golden.prompt,
+          .sampling = {.temperature = 0},
+          .max_tokens = static_cast<int64_t>(golden.output.size())};
 }
 
 class Models : public ::testing::TestWithParam<const char*> {};
@@ -65,7 +68,8 @@ TEST_P(Models, CompanyDoesNotChangeAnAnswer) {
   Running running(*golden.loaded.model, {.max_running = 4, .prefill_chunk = 5});
   std::vector<std::shared_ptr<Generation>> company;
   for (int i = 1; i <= 9; ++i) {
-    Request request{.prompt = {golden.prompt.begin(), golden.prompt.begin() + i}, .sampling = {.seed = i}, .max_tokens = 7 + i};
+    Request request{
+        .prompt = {golden.prompt.begin(), golden.prompt.begin() + i}, .sampling = {.seed = i}, .max_tokens = 7 + i};
     company.push_back(running.engine.submit(std::move(request)).value());
     if (i % 3 == 0) company.push_back(running.engine.submit(greedy(golden)).value());
   }
@@ -104,7 +108,8 @@ TEST(Engine, PromptLogprobsAreThoseOfTheLogits) {
   const at::Tensor expected = at::log_softmax(model.logits(model.forward(ids, {&run, 1})), -1, at::kFloat);
   for (const int64_t chunk : {4, 512}) {
     Running running(model, {.prefill_chunk = chunk});
-    const auto generation = running.engine.submit({.prompt = golden.prompt, .max_tokens = 0, .prompt_logprobs = true}).value();
+    const auto generation =
+        running.engine.submit({.prompt = golden.prompt, .max_tokens = 0, .prompt_logprobs = true}).value();
     EXPECT_TRUE(generation->rest().empty());
     const auto& scored = generation->prompt_logprobs();
     ASSERT_EQ(scored.size(), golden.prompt.size());

@@ -16,7 +16,9 @@ struct Entry {
 };
 
 // Largest logit first; of equals the smallest id, so that ties are decided.
-bool before(const Entry& a, const Entry& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; }
+bool before(const Entry& a, const Entry& b) {
+  return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+}
 
 double log_sum_exp(std::span<const float> logits, float largest) {
   double sum = 0;
@@ -32,7 +34,8 @@ void keep_nucleus(std::vector<Entry>& entries, float largest, double temperature
   double sum = 0;
   for (size_t count = 64; sorted < entries.size(); count *= 4) {
     const size_t end = std::min(count, entries.size());
-    std::partial_sort(entries.begin() + static_cast<std::ptrdiff_t>(sorted), entries.begin() + static_cast<std::ptrdiff_t>(end), entries.end(), before);
+    std::partial_sort(entries.begin() + static_cast<std::ptrdiff_t>(sorted),
+                      entries.begin() + static_cast<std::ptrdiff_t>(end), entries.end(), before);
     for (; sorted < end; ++sorted) {
       sum += std::exp((entries[sorted].logit - largest) / temperature);
       if (sum < top_p * total) continue;
@@ -57,7 +60,8 @@ void Sampler::penalise(std::span<float> logits) const {
   }
   if (sampling_.presence_penalty == 0 && sampling_.frequency_penalty == 0) return;
   for (const auto& [id, count] : generated_) {
-    logits[id] -= static_cast<float>(sampling_.presence_penalty + sampling_.frequency_penalty * static_cast<double>(count));
+    logits[id] -=
+        static_cast<float>(sampling_.presence_penalty + sampling_.frequency_penalty * static_cast<double>(count));
   }
 }
 
@@ -81,8 +85,9 @@ int32_t Sampler::draw(std::span<const float> logits) {
 
   double total = 0;
   for (const Entry& e : entries) total += std::exp((e.logit - largest) / temperature);
-  const auto bits = kernels::philox({static_cast<uint32_t>(seed_), static_cast<uint32_t>(seed_ >> 32)},
-                                    {static_cast<uint32_t>(drawn_), static_cast<uint32_t>(drawn_ >> 32), 0, kSampleTag});
+  const auto bits =
+      kernels::philox({static_cast<uint32_t>(seed_), static_cast<uint32_t>(seed_ >> 32)},
+                      {static_cast<uint32_t>(drawn_), static_cast<uint32_t>(drawn_ >> 32), 0, kSampleTag});
   const double uniform = (static_cast<double>(bits[0]) + static_cast<double>(bits[1]) * 0x1p-32) * 0x1p-32;
   double left = uniform * total;
   for (const Entry& e : entries) {
@@ -115,7 +120,8 @@ Token log_probability(std::span<const float> logits, int32_t id, int top) {
   for (size_t i = 0; i < logits.size(); ++i) entries[i] = {static_cast<int32_t>(i), logits[i]};
   const auto end = entries.begin() + std::min<std::ptrdiff_t>(top, std::ssize(entries));
   std::partial_sort(entries.begin(), end, entries.end(), before);
-  for (auto it = entries.begin(); it != end; ++it) token.top.push_back({it->id, static_cast<float>(it->logit - normaliser)});
+  for (auto it = entries.begin(); it != end; ++it)
+    token.top.push_back({it->id, static_cast<float>(it->logit - normaliser)});
   return token;
 }
 

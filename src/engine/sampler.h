@@ -1,9 +1,10 @@
 // Sampler: one token from one row of logits.
 //
-// Order of operations, as vLLM: penalties, temperature, min-p, top-k, top-p, draw. Greedy (temperature 0) takes the largest
-// logit after penalties; of equals, the smallest id.
+// Order of operations, as vLLM: penalties, temperature, min-p, top-k, top-p, draw. Greedy (temperature 0) takes the
+// largest logit after penalties; of equals, the smallest id.
 //
-// Threads: one per Sampler. Random numbers: Philox keyed by the request's seed, counted by token, so that a request gives
+// Threads: one per Sampler. Random numbers: Philox keyed by the request's seed, counted by token, so that a request
+// gives
 // the same tokens whatever else is running.
 #pragma once
 
@@ -22,7 +23,8 @@ class Sampler {
   // `seed` is used if the request has none.
   Sampler(const Sampling& sampling, std::span<const int32_t> prompt, uint64_t seed);
 
-  // Chooses the next token and remembers it for the penalties. `logits` [V] is scratch. kInternal if they are not finite.
+  // Chooses the next token and remembers it for the penalties. `logits` [V] is scratch. kInternal if they are not
+  // finite.
   Result<int32_t> next(std::span<float> logits);
 
  private:

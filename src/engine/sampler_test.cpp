@@ -30,7 +30,8 @@ TEST(Sampler, DrawsFromTheSoftmax) {
     for (size_t i = 0; i < logits.size(); ++i) {
       const double p = std::exp(logits[i] / temperature) / total;
       const int seen = counts.contains(static_cast<int32_t>(i)) ? counts.at(static_cast<int32_t>(i)) : 0;
-      EXPECT_NEAR(seen, kDraws * p, 4 * std::sqrt(kDraws * p * (1 - p)) + 1) << "token " << i << " temperature " << temperature;
+      EXPECT_NEAR(seen, kDraws * p, 4 * std::sqrt(kDraws * p * (1 - p)) + 1)
+          << "token " << i << " temperature " << temperature;
     }
   }
 }

@@ -40,7 +40,8 @@ Result<std::optional<TextDelta>> TextStream::next() {
   ended_ = true;
   const FinishReason reason = generation_->finish_reason();
   if (generation_->error()) return *generation_->error();
-  if (reason == FinishReason::kCancelled) return Error{Code::kUnavailable, "the server is shutting down; the answer was not finished"};
+  if (reason == FinishReason::kCancelled)
+    return Error{Code::kUnavailable, "the server is shutting down; the answer was not finished"};
   finish_reason_ = reason == FinishReason::kLength ? "length" : "stop";
   held_ += LATHE_TRY(decoder_.finish());
   TextDelta delta{.text = release(/*at_end=*/true)};

@@ -20,15 +20,16 @@ struct TextDelta {
 
 class TextStream {
  public:
-  // `tokenizer` outlives the stream. Stop strings are not part of the text; the generation is cancelled when one appears.
+  // `tokenizer` outlives the stream. Stop strings are not part of the text; the generation is cancelled when one
+  // appears.
   TextStream(std::shared_ptr<Generation> generation, const text::Tokenizer& tokenizer, std::vector<std::string> stop)
       : generation_(std::move(generation)), decoder_(tokenizer), stop_(std::move(stop)) {}
   ~TextStream() { generation_->cancel(); }
   TextStream(const TextStream&) = delete;
   TextStream& operator=(const TextStream&) = delete;
 
-  // The next piece of text, or nothing at the end. Text that may begin a stop string is held back until that is decided; a
-  // delta may have tokens and no text. Blocks.
+  // The next piece of text, or nothing at the end. Text that may begin a stop string is held back until that is
+  // decided; a delta may have tokens and no text. Blocks.
   Result<std::optional<TextDelta>> next();
 
   // "stop" or "length"; valid at the end. kCancelled and the generation's own error come out of next().

@@ -12,12 +12,15 @@
 namespace lathe::http {
 namespace {
 
-bool is_loopback(const std::string& host) { return host == "localhost" || host == "::1" || host.starts_with("127."); }
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.");
+}
 
 // Takes as long for a wrong key as for a right one.
 bool equal_in_constant_time(std::string_view a, std::string_view b) {
   unsigned difference = a.size() == b.size() ? 0 : 1;
-  for (size_t i = 0; i < a.size(); ++i) difference |= static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[b.empty() ? 0 : i % b.size()]);
+  for (size_t i = 0; i < a.size(); ++i)
+    difference |= static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[b.empty() ? 0 : i % b.size()]);
   return difference == 0;
 }
 
@@ -51,11 +54,15 @@ struct Server::State {
   }
 
   void configure();
-  void answer(const Handler& handler, const httplib::Request& request, std::string body, httplib::Response& response) const;
+  void answer(const Handler& handler, const httplib::Request& request, std::string body,
+              httplib::Response& response) const;
 };
 
-void Server::State::answer(const Handler& handler, const httplib::Request& request, std::string body, httplib::Response& response) const {
-  Request native{.path = request.path, .body = std::move(body), .query = [&](const std::string& name) { return request.get_param_value(name); }};
+void Server::State::answer(const Handler& handler, const httplib::Request& request, std::string body,
+                           httplib::Response& response) const {
+  Request native{.path = request.path, .body = std::move(body), .query = [&](const std::string& name) {
+                   return request.get_param_value(name);
+                 }};
   if (request.matches.size() > 1) native.argument = request.matches[1].str();
   Response result = handler(native);
   response.status = result.status;
@@ -65,14 +72,15 @@ void Server::State::answer(const Handler& handler, const httplib::Request& reque
     return;
   }
   response.set_header("Cache-Control", "no-cache");
-  response.set_chunked_content_provider("text/event-stream", [stream = std::move(result.stream)](size_t, httplib::DataSink& sink) {
-    stream([&](std::string_view data) {
-      const std::string event = "data: " + std::string(data) + "\n\n";
-      return sink.is_writable() && sink.write(event.data(), event.size());
-    });
-    sink.done();
-    return true;
-  });
+  response.set_chunked_content_provider("text/event-stream",
+                                        [stream = std::move(result.stream)](size_t, httplib::DataSink& sink) {
+                                          stream([&](std::string_view data) {
+                                            const std::string event = "data: " + std::string(data) + "\n\n";
+                                            return sink.is_writable() && sink.write(event.data(), event.size());
+                                          });
+                                          sink.done();
+                                          return true;
+                                        });
 }
 
 void Server::State::configure() {
@@ -91,32 +99,37 @@ void Server::State::configure() {
   server.set_post_routing_handler([this](const httplib::Request&, httplib::Response& response) {
     for (const auto& [name, value] : headers) response.set_header(name, value());
   });
-  server.set_exception_handler([](const httplib::Request& request, httplib::Response& response, std::exception_ptr exception) {
-    std::string what = "unknown";
-    try {
-      std::rethrow_exception(exception);
-    } catch (const std::exception& e) {
-      what = e.what();
-    } catch (...) {
-    }
-    log::error(request.path + ": " + what);
-    write_error(response, internal("internal error: " + what));
-  });
+  server.set_exception_handler(
+      [](const httplib::Request& request, httplib::Response& response, std::exception_ptr exception) {
+        std::string what = "unknown";
+        try {
+          std::rethrow_exception(exception);
+        } catch (const std::exception& e) {
+          what = e.what();
+        } catch (...) {
+        }
+        log::error(request.path + ": " + what);
+        write_error(response, internal("internal error: " + what));
+      });
   // Answers of the library itself, such as for an unknown path.
   server.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
     if (!response.body.empty()) return;
-    if (response.status == 404) return write_error(response, not_found("there is no " + request.method + " " + request.path));
+    if (response.status == 404)
+      return write_error(response, not_found("there is no " + request.method + " " + request.path));
     write_error(response, invalid_argument("the request could not be read"), response.status);
   });
   for (const Route& route : routes) {
     std::string pattern = route.path;
     if (pattern.ends_with("/*")) pattern.replace(pattern.size() - 1, 1, "([^/]+)");
     if (route.method == "GET") {
-      server.Get(pattern, [this, &route](const httplib::Request& request, httplib::Response& response) { answer(route.handler, request, "", response); });
+      server.Get(pattern, [this, &route](const httplib::Request& request, httplib::Response& response) {
+        answer(route.handler, request, "", response);
+      });
       continue;
     }
     // The library would wait for a body until it times out when a request announces none, so it is read here.
-    server.Post(pattern, [this, &route](const httplib::Request& request, httplib::Response& response, const httplib::ContentReader& read) {
+    server.Post(pattern, [this, &route](const httplib::Request& request, httplib::Response& response,
+                                        const httplib::ContentReader& read) {
       std::string body;
       const bool announced = request.has_header("Content-Length") || request.has_header("Transfer-Encoding");
       const bool complete = !announced || read([&](const char* data, size_t size) {
@@ -129,13 +142,18 @@ void Server::State::configure() {
       if (response.status != 413 && static_cast<int64_t>(body.size()) <= options.max_body_bytes) {
         return write_error(response, invalid_argument("the request body ended early"));
       }
-      write_error(response, invalid_argument("the request body is larger than " + std::to_string(options.max_body_bytes) + " bytes"), 413);
+      write_error(
+          response,
+          invalid_argument("the request body is larger than " + std::to_string(options.max_body_bytes) + " bytes"),
+          413);
     });
   }
 }
 
 Server::Server(Options options) : state_(std::make_unique<State>(std::move(options))) {}
-Server::~Server() { stop(); }
+Server::~Server() {
+  stop();
+}
 
 void Server::route(const std::string& method, const std::string& path, Handler handler) {
   state_->routes.push_back({method, path, std::move(handler)});
@@ -148,7 +166,8 @@ void Server::set_header(const std::string& name, std::function<std::string()> va
 Status Server::start() {
   Options& options = state_->options;
   if (options.api_key.empty() && !is_loopback(options.host)) {
-    return invalid_argument("binding to " + options.host + " lets others in: set an API key (--api-key or LATHE_API_KEY), or bind to 127.0.0.1");
+    return invalid_argument("binding to " + options.host +
+                            " lets others in: set an API key (--api-key or LATHE_API_KEY), or bind to 127.0.0.1");
   }
   state_->configure();
   // The library's default lets two servers share a port; a second one must fail instead.
@@ -160,7 +179,8 @@ Status Server::start() {
     options.port = state_->server.bind_to_any_port(options.host);
     if (options.port < 0) return Error{Code::kIo, "cannot bind to " + options.host};
   } else if (!state_->server.bind_to_port(options.host, options.port)) {
-    return Error{Code::kConflict, "cannot listen on " + options.host + ":" + std::to_string(options.port) + "; is the port in use? choose another with --port"};
+    return Error{Code::kConflict, "cannot listen on " + options.host + ":" + std::to_string(options.port) +
+                                      "; is the port in use? choose another with --port"};
   }
   state_->listener = std::jthread([this] { state_->server.listen_after_bind(); });
   // stop() does nothing before the listener runs, so start() returns only once it does.
@@ -168,7 +188,9 @@ Status Server::start() {
   return {};
 }
 
-int Server::port() const { return state_->options.port; }
+int Server::port() const {
+  return state_->options.port;
+}
 
 void Server::stop() {
   if (!state_->listener.joinable()) return;

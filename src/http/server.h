@@ -1,8 +1,9 @@
-// Server: HTTP/1.1 with server-sent events over cpp-httplib. Knows routes, keys, limits and connections, nothing of models.
+// Server: HTTP/1.1 with server-sent events over cpp-httplib. Knows routes, keys, limits and connections, nothing of
+// models.
 //
-// Threads: start() listens on a thread of its own; handlers run on a bounded pool, one request each, concurrently. stop()
-//          from any thread but a handler's: no new requests, waits for those in flight.
-// Memory:  bodies are bounded by max_body_bytes (413 beyond); connections by the pool and its queue.
+// Threads: start() listens on a thread of its own; handlers run on a bounded pool, one request each, concurrently.
+// stop() from any thread but a handler's: no new requests, waits for those in flight.
+// Memory: bodies are bounded by max_body_bytes (413 beyond); connections by the pool and its queue.
 #pragma once
 
 #include <atomic>

@@ -1,9 +1,10 @@
 // Env: every file operation of Lathe goes through here, so that tests can make the file system fail.
 //
-// Why:        a checkpoint that is almost always safe is not safe; the fault-injecting twin (fault_env.h) replays every
-//             operation boundary. Names follow POSIX.
-// Threads:    any; a WritableFile belongs to one thread at a time.
-// Durability: said per function. After a failed sync() a file's contents are unknown: never sync again, write a new file.
+// Why: a checkpoint that is almost always safe is not safe; the fault-injecting twin (fault_env.h) replays every
+// operation boundary. Names follow POSIX.
+// Threads: any; a WritableFile belongs to one thread at a time.
+// Durability: said per function. After a failed sync() a file's contents are unknown: never sync again, write a new
+// file.
 #pragma once
 
 #include <cstddef>
@@ -68,7 +69,7 @@ class Env {
   virtual Status remove(const std::string& path) = 0;
   virtual Status create_directories(const std::string& path) = 0;
   virtual Status sync_directory(const std::string& path) = 0;
-  virtual Result<FileStat> stat(const std::string& path) = 0;  // kNotFound if there is nothing
+  virtual Result<FileStat> stat(const std::string& path) = 0;                       // kNotFound if there is nothing
   virtual Result<std::vector<std::string>> list(const std::string& directory) = 0;  // names, sorted
   virtual Result<uint64_t> free_space(const std::string& path) = 0;
   // kConflict if another process holds it. Creates the file.

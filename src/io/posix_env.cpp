@@ -162,7 +162,8 @@ class PosixEnv final : public Env {
   }
 
   Result<FileStat> stat(const std::string& path) override {
-    struct ::stat name {}, target {};
+    struct ::stat name {
+    }, target{};
     if (::lstat(path.c_str(), &name) != 0) return failed("stat", path);
     if (::stat(path.c_str(), &target) != 0) return failed("stat", path);
     return FileStat{.size = static_cast<uint64_t>(target.st_size),

@@ -6,8 +6,8 @@
 
 namespace lathe::kernels {
 
-LATHE_CLONES void adam_direction(float* __restrict g, float* __restrict m, float* __restrict v,
-                                 int64_t n, const AdamCoefficients& c) {
+LATHE_CLONES void adam_direction(float* __restrict g, float* __restrict m, float* __restrict v, int64_t n,
+                                 const AdamCoefficients& c) {
   // By value, so that the loop need not fear that the stores change them.
   const AdamCoefficients k = c;
   for (int64_t i = 0; i < n; ++i) {

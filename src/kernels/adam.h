@@ -1,6 +1,6 @@
 // Adam's direction of a run of elements, and its moments moved on.
 //
-// Memory:  in place; nothing is allocated.
+// Memory: in place; nothing is allocated.
 // Threads: pure on their ranges.
 #pragma once
 

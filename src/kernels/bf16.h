@@ -6,8 +6,12 @@
 
 namespace lathe::kernels {
 
-inline float widen(uint16_t x) { return std::bit_cast<float>(uint32_t{x} << 16); }
-inline float widen(float x) { return x; }
+inline float widen(uint16_t x) {
+  return std::bit_cast<float>(uint32_t{x} << 16);
+}
+inline float widen(float x) {
+  return x;
+}
 
 // Nearest, ties to even. NaN stays NaN.
 inline uint16_t narrow(float x) {
@@ -17,6 +21,8 @@ inline uint16_t narrow(float x) {
 }
 
 // x as bf16 would hold it.
-inline float rounded(float x) { return widen(narrow(x)); }
+inline float rounded(float x) {
+  return widen(narrow(x));
+}
 
 }  // namespace lathe::kernels

@@ -1,5 +1,5 @@
-// LATHE_CLONES: the compiler emits one version of a function per instruction set and the loader picks the best the machine
-// has. Loops in such functions must vectorise without reordering floating-point sums: keep sums per lane.
+// LATHE_CLONES: the compiler emits one version of a function per instruction set and the loader picks the best the
+// machine has. Loops in such functions must vectorise without reordering floating-point sums: keep sums per lane.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -1,7 +1,7 @@
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a counter-based generator.
 //
-// Why:     random bits are a pure function of (key, counter), so an update is the same for any number of threads, any
-//          order, fused or not, on any device.
+// Why: random bits are a pure function of (key, counter), so an update is the same for any number of threads, any
+// order, fused or not, on any device.
 // Threads: pure functions.
 #pragma once
 

@@ -12,14 +12,14 @@
 namespace lathe::kernels {
 namespace {
 
-constexpr int64_t kGroup = 512;   // elements that share 64 Philox blocks
+constexpr int64_t kGroup = 512;  // elements that share 64 Philox blocks
 constexpr int64_t kBlocks = kGroup / 8;
 
 // Tags keep the streams of different uses apart.
 constexpr uint32_t kRoundingTag = 0x5EED0001U, kNormalTag = 0x5EED0002U;
 
-// The random halves of group `group`, widened: noise[e] belongs to element e of the group. Word by word, so that the loops
-// run over blocks and vectorise.
+// The random halves of group `group`, widened: noise[e] belongs to element e of the group. Word by word, so that the
+// loops run over blocks and vectorise.
 LATHE_CLONES void group_noise(uint32_t* __restrict noise, uint64_t group, const Update& update) {
   uint32_t words[4][kBlocks];
   auto& [c0, c1, c2, c3] = words;
@@ -63,7 +63,9 @@ constexpr uint32_t kExponent = 0x7F800000U;
 // What becomes of the i-th sum of a run.
 struct RoundStochastic {
   const uint32_t* __restrict noise;
-  [[gnu::always_inline]] uint16_t operator()(float x, int64_t i) const { return round_with(std::bit_cast<uint32_t>(x), noise[i]); }
+  [[gnu::always_inline]] uint16_t operator()(float x, int64_t i) const {
+    return round_with(std::bit_cast<uint32_t>(x), noise[i]);
+  }
 };
 struct RoundNearest {  // ties to even
   [[gnu::always_inline]] uint16_t operator()(float x, int64_t) const {
@@ -97,7 +99,8 @@ struct LaneSums {
 
 // w <- round(w - step u - decay w) for n <= kGroup elements.
 template <class W, class U, class Round>
-[[gnu::always_inline]] inline UpdateStats update_run(W* __restrict w, const U* __restrict u, int64_t n, float step, float decay, Round round) {
+[[gnu::always_inline]] inline UpdateStats update_run(W* __restrict w, const U* __restrict u, int64_t n, float step,
+                                                     float decay, Round round) {
   LaneSums sums;
   const auto update = [&](int64_t i, int64_t lane) __attribute__((always_inline)) {
     const float before = widen(w[i]);
@@ -120,7 +123,8 @@ template <class W, class U, class Round>
 LATHE_CLONES UpdateStats run(uint16_t* w, const float* u, int64_t n, float step, float decay, RoundStochastic round) {
   return update_run(w, u, n, step, decay, round);
 }
-LATHE_CLONES UpdateStats run(uint16_t* w, const uint16_t* u, int64_t n, float step, float decay, RoundStochastic round) {
+LATHE_CLONES UpdateStats run(uint16_t* w, const uint16_t* u, int64_t n, float step, float decay,
+                             RoundStochastic round) {
   return update_run(w, u, n, step, decay, round);
 }
 LATHE_CLONES UpdateStats run(uint16_t* w, const float* u, int64_t n, float step, float decay, RoundNearest round) {
@@ -149,7 +153,8 @@ template <class U>
 UpdateStats update_range(uint16_t* w, const U* u, int64_t first, int64_t n, const Update& update) {
   uint32_t noise[kGroup];
   return for_groups(first, n, [&](int64_t at, int64_t group, int64_t inside, int64_t count) {
-    if (update.rounding == Rounding::kNearest) return run(w + at, u + at, count, update.step, update.decay, RoundNearest{});
+    if (update.rounding == Rounding::kNearest)
+      return run(w + at, u + at, count, update.step, update.decay, RoundNearest{});
     group_noise(noise, static_cast<uint64_t>(group), update);
     return run(w + at, u + at, count, update.step, update.decay, RoundStochastic{noise + inside});
   });
@@ -174,8 +179,8 @@ void normal_numbers(float* out, int64_t n, uint32_t seed, uint32_t stream, uint3
   constexpr double kTo01 = 1.0 / 4294967296.0;
   for (int64_t b = 0; 4 * b < n; ++b) {
     const auto counter = static_cast<uint64_t>(b);
-    const PhiloxBlock bits =
-        philox({seed, stream}, {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), epoch, kNormalTag});
+    const PhiloxBlock bits = philox(
+        {seed, stream}, {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), epoch, kNormalTag});
     for (int64_t pair = 0; pair < 2; ++pair) {
       // Half a unit keeps the logarithm finite.
       const double radius = std::sqrt(-2 * std::log((bits[2 * pair] + 0.5) * kTo01));

@@ -1,14 +1,14 @@
 // The last step of every update: W <- round(W - step * U - decay * W), one rounding for update and decay together.
 //
-// bf16 weights have no fp32 master. Rounding to nearest would lose every change under half a unit in the last place, which
-// at usual learning rates is ~98 % of them; stochastic rounding keeps the expectation exact: 16 random bits are added below
-// the kept ones and the sum is truncated.
+// bf16 weights have no fp32 master. Rounding to nearest would lose every change under half a unit in the last place,
+// which at usual learning rates is ~98 % of them; stochastic rounding keeps the expectation exact: 16 random bits are
+// added below the kept ones and the sum is truncated.
 //
-// Random bits: Philox4x32-10 with key (seed, stream) and counter (block, update_index, a tag). Elements come in groups of
-//              512; group g owns blocks 64 g .. 64 g + 63. Element e of the group takes 16 bits: the low half of word
-//              k / 64 of block k % 64 for k = e < 256, the high half of that of k = e - 256 for the others.
-// Memory:      in place; nothing is allocated.
-// Threads:     pure on their ranges; ranges of one tensor may be updated concurrently.
+// Random bits: Philox4x32-10 with key (seed, stream) and counter (block, update_index, a tag). Elements come in groups
+// of 512; group g owns blocks 64 g .. 64 g + 63. Element e of the group takes 16 bits: the low half of word k / 64 of
+// block k % 64 for k = e < 256, the high half of that of k = e - 256 for the others.
+// Memory: in place; nothing is allocated.
+// Threads: pure on their ranges; ranges of one tensor may be updated concurrently.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct Update {
   float decay = 0;  // multiplies W
   Rounding rounding = Rounding::kStochastic;
   uint32_t seed = 0;
-  uint32_t stream = 0;       // which tensor
+  uint32_t stream = 0;        // which tensor
   uint32_t update_index = 0;  // which update of it
 };
 
@@ -40,8 +40,8 @@ struct UpdateStats {
   }
 };
 
-// Elements first .. first + n - 1 of a tensor; w and u point to element `first`. NaN and infinite results are kept as they
-// are, and a finite result never becomes infinite.
+// Elements first .. first + n - 1 of a tensor; w and u point to element `first`. NaN and infinite results are kept as
+// they are, and a finite result never becomes infinite.
 UpdateStats update_bf16(uint16_t* w, const float* u, int64_t first, int64_t n, const Update& update);
 UpdateStats update_bf16(uint16_t* w, const uint16_t* u_bf16, int64_t first, int64_t n, const Update& update);
 // fp32 weights: no rounding beyond fp32's own.

@@ -11,8 +11,12 @@
 namespace lathe::kernels {
 namespace {
 
-float value(uint16_t bf16) { return std::bit_cast<float>(uint32_t{bf16} << 16); }
-uint16_t truncated(float x) { return static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16); }
+float value(uint16_t bf16) {
+  return std::bit_cast<float>(uint32_t{bf16} << 16);
+}
+uint16_t truncated(float x) {
+  return static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
+}
 
 TEST(Philox, KnownAnswers) {  // Random123's kat_vectors
   EXPECT_EQ(philox({0, 0}, {0, 0, 0, 0}), (PhiloxBlock{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
@@ -62,7 +66,8 @@ TEST(NearestRounding, TiesGoToEven) {
 
 TEST(StochasticRounding, KeepsRepresentableAndSpecialValues) {
   constexpr int64_t n = 4096;
-  for (const uint16_t bits : {uint16_t{0x0000}, uint16_t{0x8000}, uint16_t{0x3F80}, uint16_t{0x7F7F}, uint16_t{0xFF7F}}) {
+  for (const uint16_t bits :
+       {uint16_t{0x0000}, uint16_t{0x8000}, uint16_t{0x3F80}, uint16_t{0x7F7F}, uint16_t{0xFF7F}}) {
     std::vector<uint16_t> w(n, bits);
     const std::vector<float> zero(n, 0.0F);
     update_bf16(w.data(), zero.data(), 0, n, {.step = 1});
@@ -111,7 +116,8 @@ TEST(StochasticRounding, TakesItsBitsFromWhereTheHeaderSays) {
   for (int64_t e = 0; e < n; ++e) {
     w[e] = truncated(0.01F * static_cast<float>(e - 700));
     const auto group = static_cast<uint32_t>(e / 512), k = static_cast<uint32_t>(e % 256);
-    const PhiloxBlock block = philox({update.seed, update.stream}, {64 * group + k % 64, 0, update.update_index, 0x5EED0001});
+    const PhiloxBlock block =
+        philox({update.seed, update.stream}, {64 * group + k % 64, 0, update.update_index, 0x5EED0001});
     const uint32_t word = block[k / 64], bits = e % 512 < 256 ? word & 0xFFFF : word >> 16;
     const float sum = value(w[e]) - (update.step * u[e] + update.decay * value(w[e]));
     expected[e] = static_cast<uint16_t>((std::bit_cast<uint32_t>(sum) + bits) >> 16);

@@ -12,7 +12,8 @@ constexpr int64_t kLanes = 32;
 
 // Dot products of one weight row with kRows rows of x; sums per lane, added up at the end.
 template <int kRows>
-[[gnu::always_inline]] inline void dot_rows(const uint16_t* __restrict w, const float* __restrict x, int64_t in, float* __restrict sums) {
+[[gnu::always_inline]] inline void dot_rows(const uint16_t* __restrict w, const float* __restrict x, int64_t in,
+                                            float* __restrict sums) {
   float lanes[kRows][kLanes] = {};
   const int64_t whole = in - in % kLanes;
   for (int64_t k = 0; k < whole; k += kLanes) {
@@ -32,8 +33,8 @@ template <int kRows>
 }
 
 template <int kRows>
-[[gnu::always_inline]] inline void linear_rows(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in, int64_t out,
-                                               int64_t begin, int64_t end) {
+[[gnu::always_inline]] inline void linear_rows(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y,
+                                               int64_t in, int64_t out, int64_t begin, int64_t end) {
   for (int64_t o = begin; o < end; ++o) {
     float sums[kRows];
     dot_rows<kRows>(w + o * in, x, in, sums);
@@ -41,16 +42,20 @@ template <int kRows>
   }
 }
 
-LATHE_CLONES void linear_1(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in, int64_t out, int64_t begin, int64_t end) {
+LATHE_CLONES void linear_1(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in,
+                           int64_t out, int64_t begin, int64_t end) {
   linear_rows<1>(w, x, bias, y, in, out, begin, end);
 }
-LATHE_CLONES void linear_2(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in, int64_t out, int64_t begin, int64_t end) {
+LATHE_CLONES void linear_2(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in,
+                           int64_t out, int64_t begin, int64_t end) {
   linear_rows<2>(w, x, bias, y, in, out, begin, end);
 }
-LATHE_CLONES void linear_3(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in, int64_t out, int64_t begin, int64_t end) {
+LATHE_CLONES void linear_3(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in,
+                           int64_t out, int64_t begin, int64_t end) {
   linear_rows<3>(w, x, bias, y, in, out, begin, end);
 }
-LATHE_CLONES void linear_4(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in, int64_t out, int64_t begin, int64_t end) {
+LATHE_CLONES void linear_4(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t in,
+                           int64_t out, int64_t begin, int64_t end) {
   linear_rows<4>(w, x, bias, y, in, out, begin, end);
 }
 
@@ -70,13 +75,17 @@ LATHE_CLONES void linear_4(const uint16_t* w, const float* x, const uint16_t* bi
 
 }  // namespace
 
-void linear_few_rows(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t rows, int64_t in, int64_t out,
-                     int64_t begin, int64_t end) {
+void linear_few_rows(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t rows, int64_t in,
+                     int64_t out, int64_t begin, int64_t end) {
   switch (rows) {
-    case 1: return linear_1(w, x, bias, y, in, out, begin, end);
-    case 2: return linear_2(w, x, bias, y, in, out, begin, end);
-    case 3: return linear_3(w, x, bias, y, in, out, begin, end);
-    default: return linear_4(w, x, bias, y, in, out, begin, end);
+    case 1:
+      return linear_1(w, x, bias, y, in, out, begin, end);
+    case 2:
+      return linear_2(w, x, bias, y, in, out, begin, end);
+    case 3:
+      return linear_3(w, x, bias, y, in, out, begin, end);
+    default:
+      return linear_4(w, x, bias, y, in, out, begin, end);
   }
 }
 
@@ -84,7 +93,8 @@ LATHE_CLONES void widen_all(const uint16_t* __restrict x, float* __restrict y, i
   for (int64_t i = 0; i < n; ++i) y[i] = widen(x[i]);
 }
 
-LATHE_CLONES void rms_norm_row(const uint16_t* __restrict x, const uint16_t* __restrict w, uint16_t* __restrict y, int64_t n, float eps) {
+LATHE_CLONES void rms_norm_row(const uint16_t* __restrict x, const uint16_t* __restrict w, uint16_t* __restrict y,
+                               int64_t n, float eps) {
   float lanes[kLanes] = {};
   const int64_t whole = n - n % kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) {
@@ -97,8 +107,8 @@ LATHE_CLONES void rms_norm_row(const uint16_t* __restrict x, const uint16_t* __r
   for (int64_t i = 0; i < n; ++i) y[i] = narrow(rounded(widen(x[i]) * r) * widen(w[i]));
 }
 
-LATHE_CLONES void rotate_head(const uint16_t* __restrict x, const uint16_t* __restrict cos, const uint16_t* __restrict sin, uint16_t* __restrict y,
-                              int64_t half) {
+LATHE_CLONES void rotate_head(const uint16_t* __restrict x, const uint16_t* __restrict cos,
+                              const uint16_t* __restrict sin, uint16_t* __restrict y, int64_t half) {
   for (int64_t j = 0; j < half; ++j) {
     const float a = widen(x[j]), b = widen(x[j + half]), c = widen(cos[j]), s = widen(sin[j]);
     y[j] = narrow(rounded(a * c) - rounded(b * s));
@@ -106,7 +116,8 @@ LATHE_CLONES void rotate_head(const uint16_t* __restrict x, const uint16_t* __re
   }
 }
 
-LATHE_CLONES void silu_mul_row(const uint16_t* __restrict gate, const uint16_t* __restrict up, uint16_t* __restrict y, int64_t n) {
+LATHE_CLONES void silu_mul_row(const uint16_t* __restrict gate, const uint16_t* __restrict up, uint16_t* __restrict y,
+                               int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const float x = widen(gate[i]);
     // σ(x) from e^-|x|, which never overflows.

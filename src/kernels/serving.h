@@ -1,8 +1,8 @@
-// CPU kernels of the serving path in bf16: one pass each where ATen needs several, and matrix times few rows at the speed of
-// memory.
+// CPU kernels of the serving path in bf16: one pass each where ATen needs several, and matrix times few rows at the
+// speed of memory.
 //
-// Why:     decoding reads every weight once per token; what limits it is memory, and the calls between. bench/cpu_bench.cpp
-//          shows the gain. Their ATen twins in model/ops.cpp are the oracle (ops_test.cpp) and the path of everything else.
+// Why: decoding reads every weight once per token; what limits it is memory, and the calls between. bench/cpu_bench.cpp
+// shows the gain. Their ATen twins in model/ops.cpp are the oracle (ops_test.cpp) and the path of everything else.
 // Rounding: to bf16 at the points where transformers rounds, so that both agree.
 // Threads: pure on their ranges; the caller splits rows over threads.
 #pragma once
@@ -14,10 +14,10 @@ namespace lathe::kernels {
 // Most rows that linear_few_rows() takes: beyond, a matrix product is faster.
 constexpr int64_t kFewRows = 4;
 
-// y[n][o] = Σ_k w[o][k] x[n][k] + bias[o] for o in [begin, end). w [out, in] bf16; x [rows, in] fp32; y [rows, out] bf16; bias
-// may be null. Reads w once: 2 (end - begin) in bytes.
-void linear_few_rows(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t rows, int64_t in, int64_t out,
-                     int64_t begin, int64_t end);
+// y[n][o] = Σ_k w[o][k] x[n][k] + bias[o] for o in [begin, end). w [out, in] bf16; x [rows, in] fp32; y [rows, out]
+// bf16; bias may be null. Reads w once: 2 (end - begin) in bytes.
+void linear_few_rows(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t rows, int64_t in,
+                     int64_t out, int64_t begin, int64_t end);
 
 void widen_all(const uint16_t* x, float* y, int64_t n);
 

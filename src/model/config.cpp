@@ -37,7 +37,8 @@ class Fields {
 
   bool flag(const char* name, bool otherwise) {
     if (!has(name)) return otherwise;
-    if (!json_.at(name).is_boolean()) return fail(std::string("config.json: ") + name + " must be true or false", otherwise);
+    if (!json_.at(name).is_boolean())
+      return fail(std::string("config.json: ") + name + " must be true or false", otherwise);
     return json_.at(name).get<bool>();
   }
 
@@ -52,7 +53,8 @@ class Fields {
     if (!has(name)) return out;
     const Json& value = json_.at(name);
     for (const Json& entry : value.is_array() ? value : Json::array({value})) {
-      if (!entry.is_number_integer()) return fail(std::string("config.json: ") + name + " must be a token id or a list of them", out);
+      if (!entry.is_number_integer())
+        return fail(std::string("config.json: ") + name + " must be a token id or a list of them", out);
       out.push_back(entry.get<int64_t>());
     }
     return out;
@@ -61,7 +63,8 @@ class Fields {
   const Json& object(const char* name) {
     static const Json empty = Json::object();
     if (!has(name)) return empty;
-    if (!json_.at(name).is_object()) return fail<const Json&>(std::string("config.json: ") + name + " must be an object", empty);
+    if (!json_.at(name).is_object())
+      return fail<const Json&>(std::string("config.json: ") + name + " must be an object", empty);
     return json_.at(name);
   }
 
@@ -98,9 +101,11 @@ Status read_architecture(Fields& fields, ModelConfig& config) {
     return unsupported("model_type '" + type + "' is not supported; supported are llama, qwen2 and qwen3");
   }
   if (fields.has("quantization_config")) {
-    return unsupported("the model is quantised (config.json has quantization_config); use the bf16 checkpoint it was made from");
+    return unsupported(
+        "the model is quantised (config.json has quantization_config); use the bf16 checkpoint it was made from");
   }
-  if (fields.flag("use_sliding_window", false)) return unsupported("sliding-window attention (use_sliding_window) is not supported");
+  if (fields.flag("use_sliding_window", false))
+    return unsupported("sliding-window attention (use_sliding_window) is not supported");
   const std::string activation = fields.text("hidden_act", "silu");
   if (activation != "silu") return unsupported("hidden_act '" + activation + "' is not supported; supported is silu");
   return {};

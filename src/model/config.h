@@ -39,8 +39,8 @@ struct ModelConfig {
   bool output_bias = false;  // of o_proj
   bool mlp_bias = false;
   bool qk_norm = false;
-  // transformers builds the embedding with padding_idx = pad_token_id: that row gets no gradient from the look-up. Kept,
-  // so that a fine-tune here is the fine-tune they know.
+  // transformers builds the embedding with padding_idx = pad_token_id: that row gets no gradient from the look-up.
+  // Kept, so that a fine-tune here is the fine-tune they know.
   std::optional<int64_t> pad_token;
   std::optional<int64_t> bos_token;
   std::vector<int64_t> eos_tokens;  // of config.json and generation_config.json together

@@ -34,7 +34,9 @@ TEST(Config, DefaultsAreThoseOfTransformers) {
 
 TEST(Config, ReadsOldAndNewRopeFields) {
   EXPECT_EQ(ModelConfig::parse(with(R"("rope_theta":5e5)"))->rope_theta, 5e5);
-  EXPECT_EQ(ModelConfig::parse(with(R"("rope_theta":1,"rope_parameters":{"rope_type":"default","rope_theta":7})"))->rope_theta, 7);
+  EXPECT_EQ(ModelConfig::parse(with(R"("rope_theta":1,"rope_parameters":{"rope_type":"default","rope_theta":7})"))
+                ->rope_theta,
+            7);
   const auto llama3 = ModelConfig::parse(with(
       R"("rope_scaling":{"rope_type":"llama3","factor":32,"low_freq_factor":1,"high_freq_factor":4,"original_max_position_embeddings":8192})"));
   ASSERT_TRUE(llama3.ok() && llama3->llama3_rope);

@@ -12,10 +12,16 @@ namespace {
 // Elements one thread should have before a second is worth waking.
 constexpr int64_t kGrain = 16 * 1024;
 
-const uint16_t* data(const at::Tensor& t) { return reinterpret_cast<const uint16_t*>(t.const_data_ptr<at::BFloat16>()); }
-uint16_t* mutable_data(at::Tensor& t) { return reinterpret_cast<uint16_t*>(t.mutable_data_ptr<at::BFloat16>()); }
+const uint16_t* data(const at::Tensor& t) {
+  return reinterpret_cast<const uint16_t*>(t.const_data_ptr<at::BFloat16>());
+}
+uint16_t* mutable_data(at::Tensor& t) {
+  return reinterpret_cast<uint16_t*>(t.mutable_data_ptr<at::BFloat16>());
+}
 
-int64_t grain_rows(int64_t row_elements) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row_elements)); }
+int64_t grain_rows(int64_t row_elements) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row_elements));
+}
 
 }  // namespace
 
@@ -23,7 +29,9 @@ bool can_serve(const at::Tensor& x) {
   return x.scalar_type() == at::kBFloat16 && x.device().is_cpu() && x.stride(-1) == 1 && !at::GradMode::is_enabled();
 }
 
-bool few_rows(const at::Tensor& x) { return x.dim() == 2 && x.size(0) <= kernels::kFewRows; }
+bool few_rows(const at::Tensor& x) {
+  return x.dim() == 2 && x.size(0) <= kernels::kFewRows;
+}
 
 at::Tensor linear_few_rows(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
   const int64_t rows = x.size(0), in = w.size(1), out = w.size(0);
@@ -47,7 +55,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps) {
   const uint16_t *x_data = data(packed), *w_data = data(w);
   uint16_t* y_data = mutable_data(y);
   at::parallel_for(0, rows, grain_rows(n), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) kernels::rms_norm_row(x_data + row * n, w_data, y_data + row * n, n, static_cast<float>(eps));
+    for (int64_t row = begin; row < end; ++row)
+      kernels::rms_norm_row(x_data + row * n, w_data, y_data + row * n, n, static_cast<float>(eps));
   });
   return y;
 }
@@ -60,8 +69,8 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   at::parallel_for(0, rows, grain_rows(heads * size), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t head = 0; head < heads; ++head) {
-        kernels::rotate_head(x_data + row * x.stride(0) + head * x.stride(1), cos_data + row * half, sin_data + row * half,
-                             y_data + (row * heads + head) * size, half);
+        kernels::rotate_head(x_data + row * x.stride(0) + head * x.stride(1), cos_data + row * half,
+                             sin_data + row * half, y_data + (row * heads + head) * size, half);
       }
     }
   });

@@ -1,5 +1,5 @@
-// The serving path of model/ops.h on a CPU in bf16, over the kernels of kernels/serving.h. Each function is asked for by
-// ops.cpp when can_serve() holds for its input; the results agree with the ATen twins there up to the order of sums.
+// The serving path of model/ops.h on a CPU in bf16, over the kernels of kernels/serving.h. Each function is asked for
+// by ops.cpp when can_serve() holds for its input; the results agree with the ATen twins there up to the order of sums.
 //
 // Threads: any; work is split with at::parallel_for.
 #pragma once

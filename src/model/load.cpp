@@ -18,7 +18,8 @@ Result<LoadedModel> load_model(io::Env& env, const std::string& directory) {
   const auto specs = Model::parameter_specs(config);
   weights::WeightStore loaded = LATHE_TRY(weights::WeightStore::load(dir, specs).at(directory));
   if (config.tie_embeddings && dir.find("lm_head.weight")) {
-    return invalid_argument(directory + ": config.json says tie_word_embeddings, but the checkpoint has its own lm_head.weight");
+    return invalid_argument(directory +
+                            ": config.json says tie_word_embeddings, but the checkpoint has its own lm_head.weight");
   }
   LoadedModel out;
   out.store = std::make_unique<weights::WeightStore>(std::move(loaded));

@@ -19,9 +19,13 @@ constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kFinalNorm = "model.norm.weight";
 constexpr const char* kHead = "lm_head.weight";
 
-std::string prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+std::string prefix(int64_t layer) {
+  return "model.layers." + std::to_string(layer) + ".";
+}
 
-ParameterSpec single(const std::string& name, std::vector<int64_t> shape) { return {name, {{name, std::move(shape)}}}; }
+ParameterSpec single(const std::string& name, std::vector<int64_t> shape) {
+  return {name, {{name, std::move(shape)}}};
+}
 
 void add_layer_specs(const ModelConfig& c, int64_t layer, std::vector<ParameterSpec>& specs) {
   const std::string p = prefix(layer), attention = p + "self_attn.", mlp = p + "mlp.";
@@ -32,8 +36,9 @@ void add_layer_specs(const ModelConfig& c, int64_t layer, std::vector<ParameterS
                     {attention + "k_proj.weight", {kv, d}},
                     {attention + "v_proj.weight", {kv, d}}}});
   if (c.qkv_bias) {
-    specs.push_back({attention + "qkv_proj.bias",
-                     {{attention + "q_proj.bias", {q}}, {attention + "k_proj.bias", {kv}}, {attention + "v_proj.bias", {kv}}}});
+    specs.push_back(
+        {attention + "qkv_proj.bias",
+         {{attention + "q_proj.bias", {q}}, {attention + "k_proj.bias", {kv}}, {attention + "v_proj.bias", {kv}}}});
   }
   if (c.qk_norm) {
     specs.push_back(single(attention + "q_norm.weight", {c.head_dim}));
@@ -42,7 +47,8 @@ void add_layer_specs(const ModelConfig& c, int64_t layer, std::vector<ParameterS
   specs.push_back(single(attention + "o_proj.weight", {d, q}));
   if (c.output_bias) specs.push_back(single(attention + "o_proj.bias", {d}));
   specs.push_back(single(p + "post_attention_layernorm.weight", {d}));
-  specs.push_back({mlp + "gate_up_proj.weight", {{mlp + "gate_proj.weight", {inner, d}}, {mlp + "up_proj.weight", {inner, d}}}});
+  specs.push_back(
+      {mlp + "gate_up_proj.weight", {{mlp + "gate_proj.weight", {inner, d}}, {mlp + "up_proj.weight", {inner, d}}}});
   specs.push_back(single(mlp + "down_proj.weight", {d, inner}));
   if (c.mlp_bias) {
     specs.push_back({mlp + "gate_up_proj.bias", {{mlp + "gate_proj.bias", {inner}}, {mlp + "up_proj.bias", {inner}}}});
@@ -130,7 +136,9 @@ Model::Model(ModelConfig config, const weights::WeightStore& store)
   }
 }
 
-at::TensorOptions Model::options() const { return embedding_->data.options(); }
+at::TensorOptions Model::options() const {
+  return embedding_->data.options();
+}
 
 Rotary Model::rotary(std::span<const Run> runs, int64_t rows) const {
   at::Tensor positions = at::empty({rows, 1}, at::kFloat);
@@ -155,7 +163,8 @@ at::Tensor Model::forward(const at::Tensor& ids, std::span<const Run> runs, cons
         run.state->append(layer, k.narrow(0, run.begin, run.count), v.narrow(0, run.begin, run.count));
         const int64_t end = run.position + run.count;
         mixed.narrow(0, run.begin, run.count)
-            .copy_(attention(q.narrow(0, run.begin, run.count), run.state->keys(layer, end), run.state->values(layer, end)));
+            .copy_(attention(q.narrow(0, run.begin, run.count), run.state->keys(layer, end),
+                             run.state->values(layer, end)));
       }
       return mixed;
     };
@@ -179,7 +188,8 @@ at::Tensor Model::live_layer(int64_t layer, const at::Tensor& x, std::span<const
       const auto with_context = [&](const at::Tensor& constants, const at::Tensor& own) {
         return at::cat({constants, own.narrow(0, run.begin, run.count).transpose(0, 1)}, 1);
       };
-      mixed.push_back(attention(q.narrow(0, run.begin, run.count), with_context(run.state->keys(layer, run.position), k),
+      mixed.push_back(attention(q.narrow(0, run.begin, run.count),
+                                with_context(run.state->keys(layer, run.position), k),
                                 with_context(run.state->values(layer, run.position), v)));
     }
     return at::cat(mixed, 0);

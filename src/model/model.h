@@ -1,12 +1,12 @@
 // Model: the forward pass of llama, qwen2 and qwen3, for serving and for teaching, over one WeightStore.
 //
-// Rows of several sequences are packed without padding: a batch is a list of runs, each a stretch of rows that continues
-// one sequence. Linear layers see all rows at once; attention looks at each run with its own past only.
+// Rows of several sequences are packed without padding: a batch is a list of runs, each a stretch of rows that
+// continues one sequence. Linear layers see all rows at once; attention looks at each run with its own past only.
 //
 // Shapes: N packed rows, D hidden size, V vocabulary. Dtype: that of the weights (bf16 or fp32); statistics of norms,
-//         rotations, soft-max and losses are fp32, with the rounding points of transformers.
+// rotations, soft-max and losses are fp32, with the rounding points of transformers.
 // Threads: the model itself is immutable; each thread brings its own SequenceStates. The caller holds the Gate shared,
-//         or is the only writer.
+// or is the only writer.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -60,8 +60,8 @@ class Model {
   at::TensorOptions options() const;  // dtype and device of activations
   SequenceState new_state(int64_t expected_tokens) const { return {config_, options(), expected_tokens}; }
 
-  // Serving: runs the rows through all layers without gradient, each run attending to its state and its own earlier rows,
-  // and appends their keys and values to the states (run.position must equal state->length()). ids: [N] int64.
+  // Serving: runs the rows through all layers without gradient, each run attending to its state and its own earlier
+  // rows, and appends their keys and values to the states (run.position must equal state->length()). ids: [N] int64.
   // Returns the last layer's output [N, D], before the final norm.
   at::Tensor forward(const at::Tensor& ids, std::span<const Run> runs, const LayerTap& tap = nullptr) const;
 
@@ -69,8 +69,8 @@ class Model {
   at::Tensor logits(const at::Tensor& rows) const;
 
   // Teaching: one layer on live rows x [N, D] with autograd on. Each run attends to the constants
-  // state[0, run.position) and to its own earlier rows; states are only read. While autograd walks back through the result
-  // the gradients of the layer's parameters go to `sink`.
+  // state[0, run.position) and to its own earlier rows; states are only read. While autograd walks back through the
+  // result the gradients of the layer's parameters go to `sink`.
   at::Tensor live_layer(int64_t layer, const at::Tensor& x, std::span<const Run> runs, const Rotary& rotary,
                         weights::GradientSink& sink) const;
   Rotary rotary(std::span<const Run> runs, int64_t rows) const;

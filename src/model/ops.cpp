@@ -26,8 +26,8 @@ T* as_pointer(const AutogradContext* context, const char* name) {
 
 // y = x Wᵀ + b. Backward: dx = dy W goes on; (x, dy) and Σ dy go to the sink.
 struct FactoredLinear : torch::autograd::Function<FactoredLinear> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Parameter* weight, const Parameter* bias,
-                            GradientSink* sink) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Parameter* weight,
+                            const Parameter* bias, GradientSink* sink) {
     context->save_for_backward({x});
     context->saved_data["weight"] = as_int(weight);
     context->saved_data["bias"] = as_int(bias);
@@ -45,7 +45,8 @@ struct FactoredLinear : torch::autograd::Function<FactoredLinear> {
   }
 };
 
-// n = x r, y = w c(n), r = 1/sqrt(mean(x²) + eps). Backward, all in fp32: dn = dy w, dx = r (dn - n mean(dn n)), dw = Σ dy n.
+// n = x r, y = w c(n), r = 1/sqrt(mean(x²) + eps). Backward, all in fp32: dn = dy w, dx = r (dn - n mean(dn n)), dw = Σ
+// dy n.
 struct SinkRmsNorm : torch::autograd::Function<SinkRmsNorm> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Parameter* weight, double eps,
                             GradientSink* sink) {
@@ -74,7 +75,8 @@ struct SinkRmsNorm : torch::autograd::Function<SinkRmsNorm> {
 
 at::Tensor linear(const at::Tensor& x, const Parameter& weight, const Parameter* bias, GradientSink* sink) {
   if (sink && at::GradMode::is_enabled()) return FactoredLinear::apply(x, &weight, bias, sink);
-  if (cpu::can_serve(x) && cpu::few_rows(x)) return cpu::linear_few_rows(x, weight.data, bias ? bias->data : at::Tensor());
+  if (cpu::can_serve(x) && cpu::few_rows(x))
+    return cpu::linear_few_rows(x, weight.data, bias ? bias->data : at::Tensor());
   return at::linear(x, weight.data, bias ? std::optional<at::Tensor>(bias->data) : std::nullopt);
 }
 
@@ -104,9 +106,9 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   const int64_t n = q.size(0), m = k.size(1);
   std::optional<at::Tensor> mask;
   if (n > 1) mask = at::ones({n, m}, q.options().dtype(at::kBool)).tril_(m - n);
-  const at::Tensor out =
-      at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), mask, /*dropout_p=*/0.0,
-                                       /*is_causal=*/false, /*scale=*/std::nullopt, /*enable_gqa=*/q.size(1) != k.size(0));
+  const at::Tensor out = at::scaled_dot_product_attention(
+      q.transpose(0, 1).unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), mask, /*dropout_p=*/0.0,
+      /*is_causal=*/false, /*scale=*/std::nullopt, /*enable_gqa=*/q.size(1) != k.size(0));
   return out.squeeze(0).transpose(0, 1).reshape({n, -1});
 }
 

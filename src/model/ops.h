@@ -1,11 +1,12 @@
 // The operations a decoder layer is made of.
 //
-// Each works in two modes. Without autograd it is the serving path. With autograd on and a sink it is the teaching path:
-// activations are differentiated as usual, parameters never are; their gradient goes to the sink as factors while autograd
-// walks back (design: factored gradients). Formulas: docs/research and transformers' modeling_llama.py / modeling_qwen3.py.
+// Each works in two modes. Without autograd it is the serving path. With autograd on and a sink it is the teaching
+// path: activations are differentiated as usual, parameters never are; their gradient goes to the sink as factors while
+// autograd walks back (design: factored gradients). Formulas: docs/research and transformers' modeling_llama.py /
+// modeling_qwen3.py.
 //
 // Shapes: N packed rows, D hidden size, H query heads, G key/value heads, K head size.
-// Dtype:  the compute dtype c (bf16 or fp32) in and out; what is fp32 inside is said below.
+// Dtype: the compute dtype c (bf16 or fp32) in and out; what is fp32 inside is said below.
 // Threads: any; no state.
 #pragma once
 
@@ -28,9 +29,9 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 // silu(gate) * up from the fused [N, 2I] -> [N, I].
 at::Tensor silu_mul(const at::Tensor& gate_up);
 
-// Causal attention of q [n, H, K] over k, v [G, m, K], m >= n: query i sees keys 0 .. m - n + i (aligned bottom-right; the
-// is_causal flag of scaled_dot_product_attention is aligned top-left and would be wrong here). Scale 1/sqrt(K), soft-max
-// in fp32. Returns [n, H * K].
+// Causal attention of q [n, H, K] over k, v [G, m, K], m >= n: query i sees keys 0 .. m - n + i (aligned bottom-right;
+// the is_causal flag of scaled_dot_product_attention is aligned top-left and would be wrong here). Scale 1/sqrt(K),
+// soft-max in fp32. Returns [n, H * K].
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
 
 }  // namespace lathe::model

@@ -11,7 +11,9 @@
 namespace lathe::model {
 namespace {
 
-weights::Parameter parameter(const at::Tensor& data) { return {.name = "w", .data = data}; }
+weights::Parameter parameter(const at::Tensor& data) {
+  return {.name = "w", .data = data};
+}
 
 // Largest difference as a share of the largest value: bf16 has 8 bits, so one unit in the last place is up to 2^-8.
 double worst(const at::Tensor& a, const at::Tensor& b) {
@@ -75,7 +77,8 @@ TEST(Attention, IsAlignedBottomRight) {
   }
   at::Tensor changed = k.clone();
   changed.select(1, 8).zero_();
-  EXPECT_LT(worst(attention(q, changed, v).narrow(0, 0, 8), whole.narrow(0, 0, 8)), 1e-7) << "a later key must not be seen";
+  EXPECT_LT(worst(attention(q, changed, v).narrow(0, 0, 8), whole.narrow(0, 0, 8)), 1e-7)
+      << "a later key must not be seen";
 }
 
 }  // namespace

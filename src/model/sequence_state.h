@@ -1,7 +1,7 @@
 // SequenceState: what a sequence's past leaves behind for its next tokens: keys and values of every attention layer.
 //
-// Memory:  owns its tensors, [kv_heads, capacity, head_dim] per layer; capacity doubles as the sequence grows. Views
-//          handed out stay valid until the next append().
+// Memory: owns its tensors, [kv_heads, capacity, head_dim] per layer; capacity doubles as the sequence grows. Views
+// handed out stay valid until the next append().
 // Threads: one at a time.
 #pragma once
 

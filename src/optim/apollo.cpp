@@ -61,8 +61,8 @@ at::Tensor projection(const OptimizerConfig& config, int64_t rank, int64_t m, bo
   return p / std::sqrt(static_cast<double>(rank));
 }
 
-ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const at::Tensor& p,
-                       Granularity granularity, const Moments& moments, const OptimizerConfig& config) {
+ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const at::Tensor& p, Granularity granularity,
+                       const Moments& moments, const OptimizerConfig& config) {
   const at::Tensor r = gradient.project(p);
   ApolloStep step;
   Moments& next = step.next;

@@ -1,5 +1,5 @@
-// APOLLO's scaling of one matrix (arXiv 2412.05270, Algorithm 1): Adam runs on a random projection R of the gradient G, and
-// only says how long the step is; its direction is the full gradient.
+// APOLLO's scaling of one matrix (arXiv 2412.05270, Algorithm 1): Adam runs on a random projection R of the gradient G,
+// and only says how long the step is; its direction is the full gradient.
 //
 //   R = projection of G                        rank r, fp32
 //   M, V = moments of R;  R̃ = M̂ / (sqrt(V̂) + ε)      bias-corrected
@@ -7,10 +7,10 @@
 //   U = α G diag(s), α = sqrt(m / r)          m the projected (smaller) side
 //   limiter: ‖U‖ may grow by γ per step
 //
-// Where this departs from the authors' code, and why: α makes the learning rate mean what it means for AdamW; the limiter
-// acts on bias-corrected norms (theirs halves the first ten steps of a repeated example); its floor lets a tensor recover
-// from a tiny gradient; P is regenerated from its key instead of stored. OptimizerConfig::official_compat takes all of it
-// back. docs/research/apollo.md derives it.
+// Where this departs from the authors' code, and why: α makes the learning rate mean what it means for AdamW; the
+// limiter acts on bias-corrected norms (theirs halves the first ten steps of a repeated example); its floor lets a
+// tensor recover from a tiny gradient; P is regenerated from its key instead of stored.
+// OptimizerConfig::official_compat takes all of it back. docs/research/apollo.md derives it.
 //
 // Threads: values.
 #pragma once
@@ -30,7 +30,8 @@ struct Scaling {
   Granularity granularity;
   int64_t rank;
 };
-// Of a matrix [a, b]. The vocabulary's rows are many and rarely touched: it is scaled as a whole, at rank 1, by apollo too.
+// Of a matrix [a, b]. The vocabulary's rows are many and rarely touched: it is scaled as a whole, at rank 1, by apollo
+// too.
 Scaling scaling_of(const OptimizerConfig& config, int64_t a, int64_t b, bool vocabulary);
 
 // What an update of one matrix will be: W -= lr * scale * (channel_scale ∘ G).
@@ -41,13 +42,13 @@ struct ApolloStep {
   Moments next;  // takes the place of the moments when the update is committed
 };
 
-// P [rank, m], i.i.d. N(0, 1/rank): a pure function of config.seed, the part and `updates` / refresh_every. `tall` as in
-// PartRows; only official_compat looks at it.
+// P [rank, m], i.i.d. N(0, 1/rank): a pure function of config.seed, the part and `updates` / refresh_every. `tall` as
+// in PartRows; only official_compat looks at it.
 at::Tensor projection(const OptimizerConfig& config, int64_t rank, int64_t m, bool tall, int64_t part_id,
                       int64_t updates);
 
 // One step with projection `p`. The gradient's norm must be finite and positive.
-ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const at::Tensor& p,
-                       Granularity granularity, const Moments& moments, const OptimizerConfig& config);
+ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const at::Tensor& p, Granularity granularity,
+                       const Moments& moments, const OptimizerConfig& config);
 
 }  // namespace lathe::optim

@@ -1,7 +1,7 @@
 // Trajectories of the authors' package (apollo-torch 1.0.3), and small vectors worked out in fp64 from the paper.
 //
-// tests/golden/apollo holds four of eighteen cases: tall, wide and square; tensor- and channel-wise; with and without decay.
-// LATHE_GOLDEN_APOLLO names a folder with others.
+// tests/golden/apollo holds four of eighteen cases: tall, wide and square; tensor- and channel-wise; with and without
+// decay. LATHE_GOLDEN_APOLLO names a folder with others.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -95,8 +95,8 @@ class Vectors : public ::testing::Test {
   };
 
   // W after one step per gradient; P is not refreshed. `transposed` runs the same problem on its side.
-  static Result run(const std::vector<at::Tensor>& gradients, const at::Tensor& p, Granularity granularity, double scale,
-                    bool transposed = false) {
+  static Result run(const std::vector<at::Tensor>& gradients, const at::Tensor& p, Granularity granularity,
+                    double scale, bool transposed = false) {
     const OptimizerConfig config{.epsilon = 1e-6, .scale = scale, .official_compat = true};
     Result result{.w = at::tensor({.5F, -.25F, .125F, 1.F, -.75F, .375F}).view({3, 2})};
     weights::WeightStore store;
@@ -108,7 +108,8 @@ class Vectors : public ::testing::Test {
       add_dense(set, parameter, transposed ? g.t() : g);
       const Factors factors = gather(set.matrices[0], parameter);
       const PartGradient gradient(factors, parameter.parts[0]);
-      const ApolloStep step = apollo_step(gradient, std::sqrt(gradient.squared_norm()), p, granularity, moments, config);
+      const ApolloStep step =
+          apollo_step(gradient, std::sqrt(gradient.squared_norm()), p, granularity, moments, config);
       at::Tensor u = step.scale * g;
       if (step.channel_scale.defined()) u = u * step.channel_scale.unsqueeze(1);
       result.w = result.w - 0.01 * u;
@@ -127,7 +128,8 @@ class Vectors : public ::testing::Test {
   const at::Tensor g2 = at::tensor({.9F, .3F, -.6F, 1.2F, .5F, -.7F}).view({3, 2});
   const at::Tensor g3 = at::tensor({-.02F, .01F, .03F, .04F, .05F, -.06F}).view({3, 2});
   const at::Tensor row = at::tensor({.5F, -1.25F}).view({1, 2});
-  const std::vector<double> mini = {.430220197694, -.212645913360, .036294205479, .871976794981, -.697074936428, .392761233760};
+  const std::vector<double> mini = {.430220197694, -.212645913360, .036294205479,
+                                    .871976794981, -.697074936428, .392761233760};
 };
 
 TEST_F(Vectors, TensorWise) {
@@ -148,7 +150,8 @@ TEST_F(Vectors, TensorWiseOnItsSide) {
 
 TEST_F(Vectors, ChannelWise) {
   const at::Tensor p = at::tensor({.5F, -1.25F, .75F, .25F}).view({2, 2});
-  const std::vector<double> expected = {.488272704123, -.248336745469, .106916667171, .987351161658, -.743496688139, .373304775342};
+  const std::vector<double> expected = {.488272704123, -.248336745469, .106916667171,
+                                        .987351161658, -.743496688139, .373304775342};
   for (const bool transposed : {false, true}) {
     const Result all = run({g1, g2, g3}, p, Granularity::kChannel, 1, transposed);
     expect_close(all.w, expected);

@@ -1,4 +1,5 @@
-// Properties of APOLLO's scaling that follow from its mathematics (docs/research/apollo.md), on single matrices in fp32.
+// Properties of APOLLO's scaling that follow from its mathematics (docs/research/apollo.md), on single matrices in
+// fp32.
 #include "optim/apollo.h"
 
 #include <ATen/ATen.h>
@@ -9,7 +10,9 @@
 namespace lathe::optim {
 namespace {
 
-double relative(const at::Tensor& a, const at::Tensor& b) { return ((a - b).norm() / b.norm()).item<double>(); }
+double relative(const at::Tensor& a, const at::Tensor& b) {
+  return ((a - b).norm() / b.norm()).item<double>();
+}
 
 // A dense gradient, with what PartGradient wants around it: G = (Gᵀ)ᵀ I.
 class Dense {
@@ -39,14 +42,17 @@ struct Taken {
   at::Tensor update;
 };
 
-Taken take(const at::Tensor& g, const at::Tensor& p, Granularity granularity, const Moments& moments, const OptimizerConfig& config) {
+Taken take(const at::Tensor& g, const at::Tensor& p, Granularity granularity, const Moments& moments,
+           const OptimizerConfig& config) {
   const Dense dense(g);
   ApolloStep step = apollo_step(dense.gradient(), dense.norm(), p, granularity, moments, config);
   const at::Tensor update = dense.update(step);
   return {std::move(step), update};
 }
 
-at::Tensor random_projection(int64_t rank, int64_t m) { return projection({.seed = 11}, rank, m, true, 0, 0); }
+at::Tensor random_projection(int64_t rank, int64_t m) {
+  return projection({.seed = 11}, rank, m, true, 0, 0);
+}
 
 struct Case {
   Granularity granularity;
@@ -68,7 +74,8 @@ class ApolloScaling : public ::testing::TestWithParam<Case> {
 TEST_P(ApolloScaling, CompressesTheSmallerSide) {
   const Taken taken = take_first(gradient(), random_projection(2, smaller()));
   const bool tall = GetParam().a >= GetParam().b;
-  EXPECT_EQ(taken.step.next.m.sizes(), (tall ? std::vector<int64_t>{GetParam().a, 2} : std::vector<int64_t>{2, GetParam().b}));
+  EXPECT_EQ(taken.step.next.m.sizes(),
+            (tall ? std::vector<int64_t>{GetParam().a, 2} : std::vector<int64_t>{2, GetParam().b}));
   ASSERT_EQ(taken.step.channel_scale.defined(), channels());
   if (channels()) {
     EXPECT_EQ(taken.step.channel_scale.sizes(), (std::vector<int64_t>{larger()}));
@@ -111,7 +118,9 @@ TEST_P(ApolloScaling, KeepsTheDirectionOfEachChannel) {
   const at::Tensor g = gradient();
   const at::Tensor ratio = take_first(g, random_projection(2, smaller())).update / g;
   EXPECT_GT(ratio.min().item<double>(), 0);
-  const at::Tensor lines = !channels() ? ratio.flatten().unsqueeze(0) : GetParam().a >= GetParam().b ? ratio : ratio.t();
+  const at::Tensor lines = !channels()                    ? ratio.flatten().unsqueeze(0)
+                           : GetParam().a >= GetParam().b ? ratio
+                                                          : ratio.t();
   EXPECT_LT(((lines.amax(1) - lines.amin(1)) / lines.amax(1)).max().item<double>(), 1e-4);
 }
 
@@ -167,14 +176,16 @@ TEST_P(ApolloScaling, TheLimiterHasAFloor) {
   const double wanted = take_first(g, p).update.norm().item<double>();
   const double floor = 1e-3 * std::sqrt(static_cast<double>(g.numel()));
   int steps = 0;
-  for (; steps < 2000 && moments.norm < 0.9 * wanted; ++steps) moments = take(g, p, GetParam().granularity, moments, {}).step.next;
+  for (; steps < 2000 && moments.norm < 0.9 * wanted; ++steps)
+    moments = take(g, p, GetParam().granularity, moments, {}).step.next;
   // The first step reaches the floor, the others grow by 1 %.
   EXPECT_EQ(steps, 1 + static_cast<int>(std::ceil(std::log(0.9 * wanted / floor) / std::log(1.01))));
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, ApolloScaling,
-                         ::testing::Values(Case{Granularity::kTensor, 24, 10}, Case{Granularity::kTensor, 10, 24}, Case{Granularity::kTensor, 16, 16},
-                                           Case{Granularity::kChannel, 24, 10}, Case{Granularity::kChannel, 10, 24}, Case{Granularity::kChannel, 16, 16}));
+                         ::testing::Values(Case{Granularity::kTensor, 24, 10}, Case{Granularity::kTensor, 10, 24},
+                                           Case{Granularity::kTensor, 16, 16}, Case{Granularity::kChannel, 24, 10},
+                                           Case{Granularity::kChannel, 10, 24}, Case{Granularity::kChannel, 16, 16}));
 
 TEST(Projection, HasTheMomentsOfItsRank) {
   constexpr int64_t rank = 8, m = 20'000;
@@ -216,7 +227,8 @@ TEST(Moments, SecondMomentForgets) {
   Moments moments;
   const auto feed = [&](double g, int steps) {
     const Dense dense(at::full({2, 1}, g));
-    for (int t = 0; t < steps; ++t) moments = apollo_step(dense.gradient(), dense.norm(), p, Granularity::kTensor, moments, config).next;
+    for (int t = 0; t < steps; ++t)
+      moments = apollo_step(dense.gradient(), dense.norm(), p, Granularity::kTensor, moments, config).next;
   };
   feed(1, 2000);
   feed(0.1, 5000);

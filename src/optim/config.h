@@ -20,7 +20,8 @@ std::string_view method_name(Method method);
 
 struct OptimizerConfig {
   Method method = Method::kApolloMini;
-  // Of APOLLO's projection; by default 1 for apollo_mini and 128 for apollo. Never more than the smaller side of a matrix.
+  // Of APOLLO's projection; by default 1 for apollo_mini and 128 for apollo. Never more than the smaller side of a
+  // matrix.
   std::optional<int64_t> rank;
   int64_t refresh_every = 200;  // updates between new random projections
   double beta1 = 0.9;
@@ -34,11 +35,13 @@ struct OptimizerConfig {
   bool train_embeddings = true;  // embedding and head
   kernels::Rounding rounding = kernels::Rounding::kStochastic;
   uint32_t seed = 1;
-  // Follows the trajectories of the authors' package (docs/research/apollo.md): projections from torch's CPU generator, part
-  // id + `seed` as their first seed; ε beside the uncorrected root; the limiter before bias correction; decay last, also
-  // of 1-D tensors. For comparison only: its first steps on a repeated example are about half as long as they should be.
+  // Follows the trajectories of the authors' package (docs/research/apollo.md): projections from torch's CPU generator,
+  // part id + `seed` as their first seed; ε beside the uncorrected root; the limiter before bias correction; decay
+  // last, also of 1-D tensors. For comparison only: its first steps on a repeated example are about half as long as
+  // they should be.
   bool official_compat = false;
-  int64_t tile_elements = 256 * 1024;  // of a commit, so that a tile stays in a core's cache; results do not depend on it
+  int64_t tile_elements =
+      256 * 1024;  // of a commit, so that a tile stays in a core's cache; results do not depend on it
 
   int64_t projection_rank() const { return rank.value_or(method == Method::kApollo ? 128 : 1); }
   bool apollo() const { return method == Method::kApolloMini || method == Method::kApollo; }

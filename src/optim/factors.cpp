@@ -57,16 +57,13 @@ void PartRows::write(int64_t begin, int64_t count, at::Tensor& out) const {
   if (!lookup_.defined()) return;
   const int64_t* rows = lookup_.const_data_ptr<int64_t>();
   const int64_t* end = rows + lookup_.size(0);
-  for (const int64_t* row = std::lower_bound(rows, end, begin);
-       row != end && *row < begin + count; ++row) {
+  for (const int64_t* row = std::lower_bound(rows, end, begin); row != end && *row < begin + count; ++row) {
     out.select(0, *row - begin) += sums_.select(0, row - rows).to(out.scalar_type());
   }
 }
 
 PartGradient::PartGradient(const Factors& factors, const weights::Part& part)
-    : factors_(factors),
-      dense_(factors, part),
-      dy_(factors.dy_wide.narrow(1, part.row_begin, part.rows)) {}
+    : factors_(factors), dense_(factors, part), dy_(factors.dy_wide.narrow(1, part.row_begin, part.rows)) {}
 
 at::Tensor PartGradient::project(const at::Tensor& p) const {
   const at::Tensor& x = factors_.x_wide;

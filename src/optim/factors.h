@@ -6,8 +6,8 @@
 //   channel norms from the same matrices
 // With look-up rows U at indices u, coalesced: ‖G‖² gains ‖U‖² + 2 <(dYᵀX)[u], U>, and so on.
 //
-// Cost:    the Gram matrices take T² (a + b) products where the dense gradient takes T a b: more of them once T exceeds
-//          the smaller side, but never a matrix of the weight's size.
+// Cost: the Gram matrices take T² (a + b) products where the dense gradient takes T a b: more of them once T exceeds
+// the smaller side, but never a matrix of the weight's size.
 // Threads: values; fp32 inside.
 #pragma once
 

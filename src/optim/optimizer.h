@@ -1,12 +1,11 @@
 // Optimizer: turns a step's gradients into a proposal, and a proposal into changed weights.
 //
-// Methods: apollo_mini (default) and apollo (Zhu et al., arXiv 2412.05270), adamw and sgd as controls. Matrices are handled
-//          part by part (checkpoint tensors), from factors: no dense gradient of a weight's size exists at any time.
-//          Embeddings and heads are scaled as a whole by apollo too. 1-D parameters use AdamW in fp32 with every method
-//          but sgd.
+// Methods: apollo_mini (default) and apollo (Zhu et al., arXiv 2412.05270), adamw and sgd as controls. Matrices are
+// handled part by part (checkpoint tensors), from factors: no dense gradient of a weight's size exists at any time.
+// Embeddings and heads are scaled as a whole by apollo too. 1-D parameters use AdamW in fp32 with every method but sgd.
 // Threads: one.
-// Memory:  apollo_mini keeps 2 (rows or columns) fp32 numbers per matrix, adamw 8 bytes per weight. A Proposal keeps the
-//          gradient factors alive until it is committed or dropped; dropping it changes nothing.
+// Memory: apollo_mini keeps 2 (rows or columns) fp32 numbers per matrix, adamw 8 bytes per weight. A Proposal keeps the
+// gradient factors alive until it is committed or dropped; dropping it changes nothing.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +39,8 @@ struct CommitReport {
   std::vector<TensorReport> tensors;  // those with a gradient
 };
 
-// All that must survive a restart, beside the weights. The tensors are handles to live state: encode or copy them before
-// the next commit.
+// All that must survive a restart, beside the weights. The tensors are handles to live state: encode or copy them
+// before the next commit.
 struct OptimizerState {
   std::map<std::string, std::string> settings;  // what the state depends on
   std::map<std::string, at::Tensor> tensors;    // TENSOR.m, .v fp32; TENSOR.updates int64 [1], .norm fp64 [1]
@@ -68,8 +67,8 @@ class Optimizer {
   // `store` outlives the optimizer. config.validate() must hold.
   Optimizer(const weights::WeightStore& store, OptimizerConfig config);
 
-  // Reads gradients and state; changes neither weights nor state. A tensor without gradient, or with one of zeros, is left
-  // out and keeps its state. A gradient that is not finite refuses the whole step, naming the tensor.
+  // Reads gradients and state; changes neither weights nor state. A tensor without gradient, or with one of zeros, is
+  // left out and keeps its state. A gradient that is not finite refuses the whole step, naming the tensor.
   Result<Proposal> propose(weights::GradientSet gradients, double learning_rate) const;
 
   // Changes the weights in place and moves the state on. The caller holds the Gate alone. The proposal must be of this
@@ -77,9 +76,9 @@ class Optimizer {
   CommitReport commit(Proposal proposal);
 
   OptimizerState state() const;
-  // Continues, to the same bits, where state() was taken. Refuses by name, changing nothing: another method, rank, refresh,
-  // seed or compatibility; a tensor that the model does not have or has with another shape; numbers that are not finite.
-  // Rates, betas, decay, limiter and rounding may differ: they are free to change between steps.
+  // Continues, to the same bits, where state() was taken. Refuses by name, changing nothing: another method, rank,
+  // refresh, seed or compatibility; a tensor that the model does not have or has with another shape; numbers that are
+  // not finite. Rates, betas, decay, limiter and rounding may differ: they are free to change between steps.
   Status restore(const OptimizerState& state);
 
   const OptimizerConfig& config() const { return config_; }

@@ -19,7 +19,8 @@ Status Schedule::validate() const {
   if (warmup_steps < 0) return invalid_argument("warmup_steps must not be negative");
   if (!(final_fraction >= 0 && final_fraction <= 1)) return invalid_argument("final_fraction must be in [0, 1]");
   if (decay != Decay::kConstant && steps <= warmup_steps) {
-    return invalid_argument("a decaying schedule needs more steps than the " + std::to_string(warmup_steps) + " of its warm-up");
+    return invalid_argument("a decaying schedule needs more steps than the " + std::to_string(warmup_steps) +
+                            " of its warm-up");
   }
   return {};
 }

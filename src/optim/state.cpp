@@ -18,7 +18,8 @@ std::vector<int64_t> moment_shape(const Part& part, bool vocabulary, const Optim
   return a >= b ? std::vector<int64_t>{a, rank} : std::vector<int64_t>{rank, b};
 }
 
-Result<at::Tensor> take(const OptimizerState& state, const std::string& name, at::ScalarType dtype, at::IntArrayRef shape) {
+Result<at::Tensor> take(const OptimizerState& state, const std::string& name, at::ScalarType dtype,
+                        at::IntArrayRef shape) {
   const auto found = state.tensors.find(name);
   if (found == state.tensors.end()) return corruption("the optimizer state lacks " + name);
   const at::Tensor& t = found->second;
@@ -38,7 +39,8 @@ Result<Moments> take_moments(const OptimizerState& state, const Part& part, at::
   moments.norm = LATHE_TRY(take(state, part.name + ".norm", at::kDouble, {1})).item<double>();
   if (moments.updates < 1) return corruption("the optimizer state's " + part.name + ".updates is not positive");
   if (moments.norm < 0) return corruption("the optimizer state's " + part.name + ".norm is negative");
-  if (moments.v.min().item<float>() < 0) return corruption("the optimizer state's " + part.name + ".v has negative squares");
+  if (moments.v.min().item<float>() < 0)
+    return corruption("the optimizer state's " + part.name + ".v has negative squares");
   return moments;
 }
 
@@ -54,7 +56,8 @@ Result<int64_t> parse_updates(const std::string& text) {
 }  // namespace
 
 std::map<std::string, std::string> Optimizer::settings() const {
-  std::map<std::string, std::string> settings{{"method", std::string(method_name(config_.method))}, {"seed", std::to_string(config_.seed)}};
+  std::map<std::string, std::string> settings{{"method", std::string(method_name(config_.method))},
+                                              {"seed", std::to_string(config_.seed)}};
   if (config_.apollo()) {
     settings["rank"] = std::to_string(config_.projection_rank());
     settings["refresh_every"] = std::to_string(config_.refresh_every);

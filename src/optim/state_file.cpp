@@ -23,7 +23,8 @@ Result<at::ScalarType> scalar_type(const checkpoint::TensorInfo& info) {
   for (const auto& [file, memory] : kDtypes) {
     if (file == info.dtype) return memory;
   }
-  return corruption("the optimizer state's " + info.name + " has dtype " + std::string(checkpoint::dtype_name(info.dtype)));
+  return corruption("the optimizer state's " + info.name + " has dtype " +
+                    std::string(checkpoint::dtype_name(info.dtype)));
 }
 
 Dtype file_dtype(at::ScalarType dtype) {

@@ -15,7 +15,8 @@ namespace lathe::optim {
 // Appends the whole file. **Durability** is the caller's: sync and rename.
 Status write_state(const OptimizerState& state, io::WritableFile& file);
 
-// Refuses what is not such a file. The tensors are copies. Whether it is this model's state is for Optimizer::restore().
+// Refuses what is not such a file. The tensors are copies. Whether it is this model's state is for
+// Optimizer::restore().
 Result<OptimizerState> read_state(std::span<const std::byte> file);
 
 }  // namespace lathe::optim

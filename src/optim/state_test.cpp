@@ -71,7 +71,8 @@ TEST_P(Restored, ContinuesToTheSameBits) {
   EXPECT_EQ(encoded(whole.state()), encoded(resumed.state()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, Restored, ::testing::Values(Method::kApolloMini, Method::kApollo, Method::kAdamW, Method::kSgd));
+INSTANTIATE_TEST_SUITE_P(Methods, Restored,
+                         ::testing::Values(Method::kApolloMini, Method::kApollo, Method::kAdamW, Method::kSgd));
 
 // apollo_mini of rank r keeps 2 r fp32 numbers per line of the larger side; adamw two per weight; P is never kept.
 TEST(State, IsAsLargeAsPromised) {
@@ -109,7 +110,9 @@ class Refusal : public ::testing::Test {
     return refusal(other, good_);
   }
 
-  static bool names(const std::string& message, const std::string& what) { return message.find(what) != std::string::npos; }
+  static bool names(const std::string& message, const std::string& what) {
+    return message.find(what) != std::string::npos;
+  }
 
   weights::WeightStore store_;
   Optimizer optimizer_;
@@ -125,7 +128,8 @@ TEST_F(Refusal, OfOtherSettingsNamesThem) {
 
 TEST_F(Refusal, OfAnotherModelNamesTheTensor) {
   OptimizerState state = good_;
-  for (const char* field : {".m", ".v", ".updates", ".norm"}) state.tensors["stranger" + std::string(field)] = at::ones({1});
+  for (const char* field : {".m", ".v", ".updates", ".norm"})
+    state.tensors["stranger" + std::string(field)] = at::ones({1});
   EXPECT_TRUE(names(refuse(state), "stranger.m"));
   state = good_;
   state.tensors["table.m"] = at::ones({41, 1});

@@ -22,7 +22,9 @@ constexpr const char* kMigrations[] = {
 };
 constexpr int64_t kSchema = std::size(kMigrations);
 
-double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+double now() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 // One prepared statement with its values bound. Columns are read as they are asked for.
 class Statement {
@@ -96,9 +98,11 @@ struct Store::State {
 
   Status migrate() {
     const int64_t schema = LATHE_TRY(number("PRAGMA user_version"));
-    if (schema > kSchema) return unsupported("it was written by a newer version of lathe (schema " + std::to_string(schema) + ")");
+    if (schema > kSchema)
+      return unsupported("it was written by a newer version of lathe (schema " + std::to_string(schema) + ")");
     for (int64_t next = schema; next < kSchema; ++next) {
-      LATHE_TRY(script("BEGIN;" + std::string(kMigrations[next]) + "PRAGMA user_version=" + std::to_string(next + 1) + ";COMMIT;"));
+      LATHE_TRY(script("BEGIN;" + std::string(kMigrations[next]) + "PRAGMA user_version=" + std::to_string(next + 1) +
+                       ";COMMIT;"));
     }
     return {};
   }
@@ -115,13 +119,18 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& path) {
   sqlite3_busy_timeout(state->db, 5000);
   LATHE_TRY(state->script("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;").at(path));
   LATHE_TRY(state->migrate().at(path));
-  LATHE_TRY(state->run("UPDATE jobs SET state='failed', result='{\"error\":\"interrupted\"}', finished_at=? WHERE state IN ('queued','running')", {now()}));
+  LATHE_TRY(
+      state->run("UPDATE jobs SET state='failed', result='{\"error\":\"interrupted\"}', finished_at=? WHERE state IN "
+                 "('queued','running')",
+                 {now()}));
   return std::unique_ptr<Store>(new Store(std::move(state)));
 }
 
 Result<int64_t> Store::add_example(const std::string& content_json, const std::string& job_id) {
   const std::lock_guard hold(state_->mutex);
-  LATHE_TRY(state_->run("INSERT INTO examples(content, job_id, created_at) VALUES(?,?,?) ON CONFLICT(content) DO NOTHING", {content_json, job_id, now()}));
+  LATHE_TRY(
+      state_->run("INSERT INTO examples(content, job_id, created_at) VALUES(?,?,?) ON CONFLICT(content) DO NOTHING",
+                  {content_json, job_id, now()}));
   return state_->number("SELECT id FROM examples WHERE content=?", {content_json});
 }
 
@@ -145,7 +154,12 @@ Status Store::set_job(const std::string& id, const std::string& state, const std
 namespace {
 
 Job job_of(const Statement& row) {
-  return {.id = row.text(0), .state = row.text(1), .request_json = row.text(2), .result_json = row.text(3), .created_at = row.real(4), .finished_at = row.real(5)};
+  return {.id = row.text(0),
+          .state = row.text(1),
+          .request_json = row.text(2),
+          .result_json = row.text(3),
+          .created_at = row.real(4),
+          .finished_at = row.real(5)};
 }
 
 }  // namespace
@@ -159,7 +173,10 @@ Result<Job> Store::job(const std::string& id) {
 
 Result<std::vector<Job>> Store::jobs(int64_t limit) {
   const std::lock_guard hold(state_->mutex);
-  Statement row(state_->db, "SELECT id, state, request, result, created_at, finished_at FROM jobs ORDER BY created_at DESC, rowid DESC LIMIT ?", {limit});
+  Statement row(state_->db,
+                "SELECT id, state, request, result, created_at, finished_at FROM jobs ORDER BY created_at DESC, rowid "
+                "DESC LIMIT ?",
+                {limit});
   std::vector<Job> jobs;
   while (LATHE_TRY(row.step())) jobs.push_back(job_of(row));
   return jobs;
@@ -167,8 +184,10 @@ Result<std::vector<Job>> Store::jobs(int64_t limit) {
 
 Status Store::add_version(const Version& v) {
   const std::lock_guard hold(state_->mutex);
-  return state_->run("INSERT OR REPLACE INTO versions(version, job_id, created_at, loss, learning_rate, changed_fraction, synced) VALUES(?,?,?,?,?,?,?)",
-                     {v.version, v.job_id, now(), v.loss, v.learning_rate, v.changed_fraction, int64_t{v.synced}});
+  return state_->run(
+      "INSERT OR REPLACE INTO versions(version, job_id, created_at, loss, learning_rate, changed_fraction, synced) "
+      "VALUES(?,?,?,?,?,?,?)",
+      {v.version, v.job_id, now(), v.loss, v.learning_rate, v.changed_fraction, int64_t{v.synced}});
 }
 
 Status Store::mark_synced(int64_t up_to_version) {
@@ -178,10 +197,14 @@ Status Store::mark_synced(int64_t up_to_version) {
 
 Result<std::vector<Version>> Store::versions(int64_t limit) {
   const std::lock_guard hold(state_->mutex);
-  Statement row(state_->db, "SELECT version, job_id, created_at, loss, learning_rate, changed_fraction, synced FROM versions ORDER BY version DESC LIMIT ?", {limit});
+  Statement row(state_->db,
+                "SELECT version, job_id, created_at, loss, learning_rate, changed_fraction, synced FROM versions ORDER "
+                "BY version DESC LIMIT ?",
+                {limit});
   std::vector<Version> versions;
   while (LATHE_TRY(row.step())) {
-    versions.push_back({row.integer(0), row.text(1), row.real(2), row.real(3), row.real(4), row.real(5), row.integer(6) != 0});
+    versions.push_back(
+        {row.integer(0), row.text(1), row.real(2), row.real(3), row.real(4), row.real(5), row.integer(6) != 0});
   }
   return versions;
 }

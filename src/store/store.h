@@ -1,10 +1,10 @@
 // Store: the examples, jobs and versions of one model directory, in SQLite.
 //
-// Why:        answers "what was taught, when, with what result"; weights are never in here, and the directory's version file
-//             is the truth about what is on disk.
-// Threads:    any; one connection behind a mutex, calls take micro- to milliseconds.
+// Why: answers "what was taught, when, with what result"; weights are never in here, and the directory's version file
+// is the truth about what is on disk.
+// Threads: any; one connection behind a mutex, calls take micro- to milliseconds.
 // Durability: WAL with synchronous=FULL: a write is durable on return.
-// Format:     docs/formats/store.md; user_version numbers the schema, older files are migrated on open.
+// Format: docs/formats/store.md; user_version numbers the schema, older files are migrated on open.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +38,8 @@ struct Version {
 
 class Store {
  public:
-  // Creates or migrates the file. Jobs that a crash left queued or running become failed ("interrupted"). kCorruption if it
-  // is not a database, kUnsupported if it was written by a newer program.
+  // Creates or migrates the file. Jobs that a crash left queued or running become failed ("interrupted"). kCorruption
+  // if it is not a database, kUnsupported if it was written by a newer program.
   static Result<std::unique_ptr<Store>> open(const std::string& path);
   ~Store();
 
@@ -49,7 +49,7 @@ class Store {
 
   Status add_job(const Job& job);
   Status set_job(const std::string& id, const std::string& state, const std::string& result_json);
-  Result<Job> job(const std::string& id);  // kNotFound
+  Result<Job> job(const std::string& id);        // kNotFound
   Result<std::vector<Job>> jobs(int64_t limit);  // newest first
 
   Status add_version(const Version& version);

@@ -12,9 +12,15 @@ namespace {
 
 class StoreTest : public ::testing::Test {
  protected:
-  StoreTest() { std::filesystem::remove_all(path_), std::filesystem::remove(path_ + "-wal"), std::filesystem::remove(path_ + "-shm"); }
-  ~StoreTest() override { std::filesystem::remove(path_), std::filesystem::remove(path_ + "-wal"), std::filesystem::remove(path_ + "-shm"); }
-  const std::string path_ = (std::filesystem::temp_directory_path() / ("lathe-store-" + std::to_string(::getpid()))).string();
+  StoreTest() {
+    std::filesystem::remove_all(path_), std::filesystem::remove(path_ + "-wal"),
+        std::filesystem::remove(path_ + "-shm");
+  }
+  ~StoreTest() override {
+    std::filesystem::remove(path_), std::filesystem::remove(path_ + "-wal"), std::filesystem::remove(path_ + "-shm");
+  }
+  const std::string path_ =
+      (std::filesystem::temp_directory_path() / ("lathe-store-" + std::to_string(::getpid()))).string();
 };
 
 TEST_F(StoreTest, KeepsWhatItWasGivenAcrossOpenings) {
@@ -22,7 +28,9 @@ TEST_F(StoreTest, KeepsWhatItWasGivenAcrossOpenings) {
     const auto store = std::move(Store::open(path_)).value();
     ASSERT_TRUE(store->add_job({.id = "j", .state = "queued", .request_json = "{}"}).ok());
     ASSERT_TRUE(store->set_job("j", "succeeded", R"({"version":2})").ok());
-    ASSERT_TRUE(store->add_version({.version = 1, .job_id = "j", .loss = 1.5, .learning_rate = 1e-5, .changed_fraction = 0.25}).ok());
+    ASSERT_TRUE(
+        store->add_version({.version = 1, .job_id = "j", .loss = 1.5, .learning_rate = 1e-5, .changed_fraction = 0.25})
+            .ok());
     ASSERT_TRUE(store->add_version({.version = 2, .job_id = "j"}).ok());
     ASSERT_TRUE(store->mark_synced(1).ok());
   }

@@ -30,9 +30,8 @@ struct Message {
 
 struct RenderOptions {
   bool add_generation_prompt = true;
-  std::string tools_json;  // a JSON array, or empty
-  std::string
-      kwargs_json;  // a JSON object of further template variables (chat_template_kwargs), or empty
+  std::string tools_json;   // a JSON array, or empty
+  std::string kwargs_json;  // a JSON object of further template variables (chat_template_kwargs), or empty
 };
 
 struct Conversation {
@@ -58,8 +57,7 @@ class ChatTemplate {
 
   // Without a generation prompt. kUnsupported if the template shows an assistant message in a way
   // that cannot be located.
-  Result<Conversation> render_with_spans(std::span<const Message> messages,
-                                         const RenderOptions& options) const;
+  Result<Conversation> render_with_spans(std::span<const Message> messages, const RenderOptions& options) const;
 
  private:
   struct Prepared;

@@ -45,8 +45,7 @@ std::string fingerprint_of_bytes(const std::string& bytes) {
 
 std::vector<Message> messages_of(const Json& conversation) {
   std::vector<Message> messages;
-  for (const Json& json : conversation["messages"])
-    messages.push_back({.role = json["role"], .json = json.dump()});
+  for (const Json& json : conversation["messages"]) messages.push_back({.role = json["role"], .json = json.dump()});
   return messages;
 }
 
@@ -89,8 +88,7 @@ class Golden : public testing::TestWithParam<std::string> {
     if (!loaded.contains(GetParam())) {
       Result<Text> text = Text::load(io::posix_env(), directory);
       ASSERT_TRUE(text.ok()) << text.error().message;
-      loaded.emplace(GetParam(),
-                     Loaded{std::move(text).value(), read_json(kGolden + GetParam() + ".json")});
+      loaded.emplace(GetParam(), Loaded{std::move(text).value(), read_json(kGolden + GetParam() + ".json")});
     }
     loaded_ = &loaded.at(GetParam());
   }
@@ -113,8 +111,7 @@ TEST_P(Golden, EncodesStrings) {
     const Encoding encoding = text().tokenizer().encode(string).value();
     EXPECT_EQ(fingerprint(encoding.ids), golden()["strings"][i]) << strings[i];
     const std::string skipped = text().tokenizer().decode(encoding.ids, true).value();
-    EXPECT_EQ(fingerprint_of_bytes(skipped), golden()["skipped"][i])
-        << strings[i] << " -> " << skipped;
+    EXPECT_EQ(fingerprint_of_bytes(skipped), golden()["skipped"][i]) << strings[i] << " -> " << skipped;
   }
 }
 
@@ -172,8 +169,7 @@ TEST_P(GoldenTemplate, RendersConversations) {
     }
     ASSERT_TRUE(rendered.ok()) << rendered.error().message;
     EXPECT_EQ(*rendered, expected["text"]);
-    EXPECT_EQ(fingerprint(text().tokenizer().encode(std::string(expected["text"])).value().ids),
-              expected["ids"]);
+    EXPECT_EQ(fingerprint(text().tokenizer().encode(std::string(expected["text"])).value().ids), expected["ids"]);
   }
 }
 
@@ -183,15 +179,13 @@ TEST_P(GoldenTemplate, FindsAssistantTurns) {
   for (size_t i = 0; i < conversations.size(); ++i) {
     if (!golden()["conversations"][i].contains("spans")) continue;
     SCOPED_TRACE(conversations[i].dump());
-    const auto found = text().chat_template().value()->render_with_spans(
-        messages_of(conversations[i]), options_of(conversations[i]));
+    const auto found =
+        text().chat_template().value()->render_with_spans(messages_of(conversations[i]), options_of(conversations[i]));
     ASSERT_TRUE(found.ok()) << found.error().message;
     const std::vector<ByteSpan> expected = spans_of(golden()["conversations"][i]["spans"]);
     ASSERT_EQ(found->assistant.size(), expected.size()) << found->text;
     for (size_t turn = 0; turn < expected.size(); ++turn) {
-      const auto shown = [&](ByteSpan span) {
-        return found->text.substr(span.begin, span.end - span.begin);
-      };
+      const auto shown = [&](ByteSpan span) { return found->text.substr(span.begin, span.end - span.begin); };
       EXPECT_EQ(shown(found->assistant[turn]), shown(expected[turn])) << found->text;
       EXPECT_EQ(found->assistant[turn], expected[turn]);
       ++turns;
@@ -209,8 +203,8 @@ TEST(Expressions, PrintAsInTransformers) {
     const auto chat_template = ChatTemplate::create(std::string(golden["source"]), "{}", {});
     Result<std::string> rendered = internal("not a template");
     if (chat_template.ok())
-      rendered = chat_template->render(
-          kHi, {.add_generation_prompt = false, .kwargs_json = golden["variables"].dump()});
+      rendered =
+          chat_template->render(kHi, {.add_generation_prompt = false, .kwargs_json = golden["variables"].dump()});
     if (golden.contains("error")) {
       EXPECT_FALSE(rendered.ok()) << "transformers says: " << golden["error"]
                                   << "\nrendered: " << (rendered.ok() ? *rendered : "");
@@ -228,8 +222,7 @@ TEST(Expressions, PrintAsInTransformers) {
 TEST(GenerationTags, GiveTheSpansOfTransformers) {
   std::ifstream file(kGolden + "own/generation.jinja");
   const std::string source{std::istreambuf_iterator<char>(file), {}};
-  const ChatTemplate chat_template =
-      ChatTemplate::create(source, "{}", {"<|im_end|>", "<|im_start|>"}).value();
+  const ChatTemplate chat_template = ChatTemplate::create(source, "{}", {"<|im_end|>", "<|im_start|>"}).value();
   const Json goldens = read_json(kGolden + "generation.json");
   size_t turns = 0;
   for (size_t i = 0; i < goldens.size(); ++i) {
@@ -250,14 +243,11 @@ std::string name_of(const testing::TestParamInfo<std::string>& model) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Golden,
-                         testing::Values("own", "smollm2", "qwen3", "llama3_1", "gemma3",
-                                         "deepseek_v3", "gptoss"),
+                         testing::Values("own", "smollm2", "qwen3", "llama3_1", "gemma3", "deepseek_v3", "gptoss"),
                          name_of);
 // gptoss is published without its template.
 INSTANTIATE_TEST_SUITE_P(Models, GoldenTemplate,
-                         testing::Values("own", "smollm2", "qwen3", "llama3_1", "gemma3",
-                                         "deepseek_v3"),
-                         name_of);
+                         testing::Values("own", "smollm2", "qwen3", "llama3_1", "gemma3", "deepseek_v3"), name_of);
 
 }  // namespace
 }  // namespace lathe::text

@@ -25,7 +25,6 @@ Result<Json> parse_json(const std::string& text, const char* name, bool want_arr
 
 // `parts`: the template takes content in parts; else text parts are joined by line ends.
 Result<Json> template_context(std::span<const Message> messages, const RenderOptions& options,
-                              const std::string& variables_json, bool parts,
-                              const Preparation& preparation);
+                              const std::string& variables_json, bool parts, const Preparation& preparation);
 
 }  // namespace lathe::text

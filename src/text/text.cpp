@@ -24,8 +24,7 @@ std::string template_of(const Json& config) {
   if (found->is_string()) return found->get<std::string>();
   if (!found->is_array()) return "";
   for (const Json& entry : *found) {
-    if (entry.is_object() && entry.value("name", "") == "default")
-      return entry.value("template", "");
+    if (entry.is_object() && entry.value("name", "") == "default") return entry.value("template", "");
   }
   return "";
 }
@@ -65,10 +64,8 @@ Result<Text> Text::load(io::Env& env, const std::string& directory) {
   for (const AddedToken& token : text.tokenizer_.added_tokens()) {
     if (token.special) special.push_back(token.text);
   }
-  text.template_ =
-      LATHE_TRY(ChatTemplate::create(source, special_variables(config, special_map).dump(),
-                                     std::move(special))
-                    .at(directory));
+  text.template_ = LATHE_TRY(
+      ChatTemplate::create(source, special_variables(config, special_map).dump(), std::move(special)).at(directory));
   return text;
 }
 
@@ -80,25 +77,21 @@ Result<const ChatTemplate*> Text::chat_template() const {
   return &*template_;
 }
 
-Result<std::vector<TokenId>> Text::prompt(std::span<const Message> messages,
-                                          const RenderOptions& options) const {
+Result<std::vector<TokenId>> Text::prompt(std::span<const Message> messages, const RenderOptions& options) const {
   const ChatTemplate* chat = LATHE_TRY(chat_template());
   const std::string rendered = LATHE_TRY(chat->render(messages, options));
   Encoding encoding = LATHE_TRY(tokenizer_.encode(rendered));
   return std::move(encoding.ids);
 }
 
-Result<GradedTokens> Text::graded(std::span<const Message> messages,
-                                  std::span<const float> turn_weights,
+Result<GradedTokens> Text::graded(std::span<const Message> messages, std::span<const float> turn_weights,
                                   const RenderOptions& options) const {
   const ChatTemplate* chat = LATHE_TRY(chat_template());
   const Conversation conversation = LATHE_TRY(chat->render_with_spans(messages, options));
-  if (conversation.assistant.empty())
-    return invalid_argument("the conversation has no assistant turn to learn");
+  if (conversation.assistant.empty()) return invalid_argument("the conversation has no assistant turn to learn");
   if (conversation.assistant.size() != turn_weights.size()) {
-    return invalid_argument(
-        "the conversation has " + std::to_string(conversation.assistant.size()) +
-        " assistant turns, but " + std::to_string(turn_weights.size()) + " weights were given");
+    return invalid_argument("the conversation has " + std::to_string(conversation.assistant.size()) +
+                            " assistant turns, but " + std::to_string(turn_weights.size()) + " weights were given");
   }
   for (const float weight : turn_weights) {
     if (!std::isfinite(weight) || weight < 0)
@@ -111,8 +104,7 @@ Result<GradedTokens> Text::graded(std::span<const Message> messages,
   size_t turn = 0;
   for (size_t t = 0; t < graded.ids.size(); ++t) {
     const ByteSpan token = encoding.spans[t];
-    while (turn < conversation.assistant.size() && conversation.assistant[turn].end <= token.begin)
-      ++turn;
+    while (turn < conversation.assistant.size() && conversation.assistant[turn].end <= token.begin) ++turn;
     if (turn == conversation.assistant.size()) break;
     if (token.end <= conversation.assistant[turn].begin) continue;
     graded.weights[t] = turn_weights[turn];

@@ -32,14 +32,12 @@ class Text {
   // Never null; kUnsupported if the directory has none.
   Result<const ChatTemplate*> chat_template() const;
 
-  Result<std::vector<TokenId>> prompt(std::span<const Message> messages,
-                                      const RenderOptions& options) const;
+  Result<std::vector<TokenId>> prompt(std::span<const Message> messages, const RenderOptions& options) const;
 
   // The conversation tokenised once; a token is graded if it shares a byte with a graded assistant
   // turn. turn_weights: one per assistant message, >= 0. Refused by name: no assistant message,
   // another count of weights, nothing graded.
-  Result<GradedTokens> graded(std::span<const Message> messages,
-                              std::span<const float> turn_weights,
+  Result<GradedTokens> graded(std::span<const Message> messages, std::span<const float> turn_weights,
                               const RenderOptions& options) const;
 
  private:

@@ -1,7 +1,7 @@
 // Tokenizer: tokenizer.json as servers use it, and text from a stream of tokens.
 //
 // Threads: a Tokenizer is immutable after load, any thread; a StreamDecoder belongs to one.
-// Memory:  RAII over the Rust library (rust/text_shim/text_shim.h).
+// Memory: RAII over the Rust library (rust/text_shim/text_shim.h).
 #pragma once
 
 #include <cstddef>
@@ -31,8 +31,7 @@ struct ByteSpan {
 
 struct Encoding {
   std::vector<TokenId> ids;
-  std::vector<ByteSpan>
-      spans;  // of the encoded text, one per token; tokens of one character share its span
+  std::vector<ByteSpan> spans;  // of the encoded text, one per token; tokens of one character share its span
 };
 
 struct AddedToken {

@@ -20,8 +20,8 @@ bool continues_character(char c) {
 
 // Where `text` and `other` part, at a whole character.
 size_t shared_prefix(std::string_view text, std::string_view other) {
-  size_t length = static_cast<size_t>(
-      std::mismatch(text.begin(), text.end(), other.begin(), other.end()).first - text.begin());
+  size_t length =
+      static_cast<size_t>(std::mismatch(text.begin(), text.end(), other.begin(), other.end()).first - text.begin());
   while (length > 0 && length < text.size() && continues_character(text[length])) --length;
   return length;
 }
@@ -30,8 +30,7 @@ size_t shared_prefix(std::string_view text, std::string_view other) {
 size_t shared_suffix(std::string_view text, std::string_view other, size_t begin) {
   const size_t limit = std::min(text.size(), other.size()) - begin;
   size_t length = 0;
-  while (length < limit && text[text.size() - 1 - length] == other[other.size() - 1 - length])
-    ++length;
+  while (length < limit && text[text.size() - 1 - length] == other[other.size() - 1 - length]) ++length;
   while (length > 0 && continues_character(text[text.size() - length])) --length;
   return text.size() - length;
 }
@@ -42,8 +41,8 @@ Json nonce_message() {
 
 // The special token that `text` begins with, or nothing.
 std::string_view leading_token(std::string_view text, std::span<const std::string> special) {
-  const auto token = std::find_if(special.begin(), special.end(),
-                                  [&](const std::string& t) { return text.starts_with(t); });
+  const auto token =
+      std::find_if(special.begin(), special.end(), [&](const std::string& t) { return text.starts_with(t); });
   return token == special.end() ? std::string_view() : std::string_view(*token);
 }
 
@@ -52,8 +51,7 @@ std::string nth(size_t index) {
 }
 
 // The context with message `index` replaced.
-std::optional<std::string> render_with(const Json& context, size_t index, Json message,
-                                       const Render& render) {
+std::optional<std::string> render_with(const Json& context, size_t index, Json message, const Render& render) {
   Json changed = context;
   changed["messages"][index] = std::move(message);
   Result<std::string> rendered = render(changed);
@@ -72,8 +70,7 @@ std::optional<ByteSpan> span_of_calls(std::string_view text, const Json& context
   const auto is_call = [](const Json& call) {
     return call.is_object() && call.contains("function") && call["function"].is_object();
   };
-  if (!calls.is_array() || calls.empty() || !is_call(calls.front()) || !is_call(calls.back()))
-    return std::nullopt;
+  if (!calls.is_array() || calls.empty() || !is_call(calls.front()) || !is_call(calls.back())) return std::nullopt;
   size_t begin = std::string_view::npos;
   const auto note_begin = [&](Json message) {
     const auto other = render_with(context, index, std::move(message), render);
@@ -100,9 +97,7 @@ std::optional<ByteSpan> span_of_calls(std::string_view text, const Json& context
 std::string_view trimmed(std::string_view text) {
   // Templates trim as Python does; a leading or trailing character outside ASCII may be white space
   // too, so none is asked for.
-  const auto solid = [](char c) {
-    return static_cast<unsigned char>(c) > ' ' && static_cast<unsigned char>(c) < 0x7F;
-  };
+  const auto solid = [](char c) { return static_cast<unsigned char>(c) > ' ' && static_cast<unsigned char>(c) < 0x7F; };
   const auto begin = std::find_if(text.begin(), text.end(), solid);
   const auto end = std::find_if(text.rbegin(), std::make_reverse_iterator(begin), solid).base();
   return {begin, end};
@@ -135,8 +130,7 @@ void widen_to_tokens(std::string_view text, std::span<const std::string> special
   const auto cut_token = [&](size_t at) -> std::optional<ByteSpan> {
     for (const std::string& token : special) {
       for (size_t back = 1; back < token.size() && back <= at; ++back) {
-        if (text.substr(at - back).starts_with(token))
-          return ByteSpan{at - back, at - back + token.size()};
+        if (text.substr(at - back).starts_with(token)) return ByteSpan{at - back, at - back + token.size()};
       }
     }
     return std::nullopt;
@@ -164,14 +158,12 @@ Result<std::vector<ByteSpan>> marked_spans(std::string_view text, std::string_vi
     open = begins;
     marked.remove_prefix(kMarkBegin.size());
   }
-  if (open || plain != text)
-    return unsupported("the chat template's generation blocks cannot be followed");
+  if (open || plain != text) return unsupported("the chat template's generation blocks cannot be followed");
   return spans;
 }
 
 Result<std::vector<ByteSpan>> nonce_spans(std::string_view text, const Json& context,
-                                          std::span<const std::string> special,
-                                          const Render& render) {
+                                          std::span<const std::string> special, const Render& render) {
   std::vector<ByteSpan> spans;
   for (size_t i = 0; i < context["messages"].size(); ++i) {
     if (context["messages"][i].value("role", "") != "assistant") continue;
@@ -181,15 +173,13 @@ Result<std::vector<ByteSpan>> nonce_spans(std::string_view text, const Json& con
     } else if (const auto span = span_of_calls(text, context, i, special, render)) {
       spans.push_back(*span);
     } else {
-      return unsupported("the chat template does not show where " + nth(i) +
-                         " is, so that it cannot be graded");
+      return unsupported("the chat template does not show where " + nth(i) + " is, so that it cannot be graded");
     }
   }
   return spans;
 }
 
-void include_terminators(std::string_view text, std::span<const std::string> special,
-                         std::vector<ByteSpan>& spans) {
+void include_terminators(std::string_view text, std::span<const std::string> special, std::vector<ByteSpan>& spans) {
   for (ByteSpan& span : spans) {
     widen_to_tokens(text, special, span);
     span.end += leading_token(text.substr(span.end), special).size();
@@ -197,38 +187,29 @@ void include_terminators(std::string_view text, std::span<const std::string> spe
 }
 
 bool ends_turns(const Json& context, std::span<const std::string> special, const Render& render) {
-  const auto rendered =
-      render_with(context, context["messages"].size() - 1, nonce_message(), render);
-  if (!rendered)
-    return true;  // a template that refuses so plain a conversation: most end their turns
-  return !leading_token(std::string_view(*rendered).substr(rendered->rfind(kNonce) + kNonce.size()),
-                        special)
-              .empty();
+  const auto rendered = render_with(context, context["messages"].size() - 1, nonce_message(), render);
+  if (!rendered) return true;  // a template that refuses so plain a conversation: most end their turns
+  return !leading_token(std::string_view(*rendered).substr(rendered->rfind(kNonce) + kNonce.size()), special).empty();
 }
 
 Status check_spans(std::string_view text, const Json& messages, std::span<const ByteSpan> spans) {
-  const auto is_assistant = [](const Json& message) {
-    return message.value("role", "") == "assistant";
-  };
-  const auto count =
-      static_cast<size_t>(std::count_if(messages.begin(), messages.end(), is_assistant));
+  const auto is_assistant = [](const Json& message) { return message.value("role", "") == "assistant"; };
+  const auto count = static_cast<size_t>(std::count_if(messages.begin(), messages.end(), is_assistant));
   if (count != spans.size()) {
-    return unsupported("the chat template marks " + std::to_string(spans.size()) +
-                       " turns, but there are " + std::to_string(count) + " assistant messages");
+    return unsupported("the chat template marks " + std::to_string(spans.size()) + " turns, but there are " +
+                       std::to_string(count) + " assistant messages");
   }
   auto span = spans.begin();
   size_t previous_end = 0;
   for (size_t i = 0; i < messages.size(); ++i) {
     if (!is_assistant(messages[i])) continue;
     if (span->begin < previous_end || span->end < span->begin) {
-      return unsupported("the chat template mixes " + nth(i) +
-                         " with others, so that it cannot be graded");
+      return unsupported("the chat template mixes " + nth(i) + " with others, so that it cannot be graded");
     }
     const std::string_view said = text.substr(span->begin, span->end - span->begin);
     for (const std::string_view expected : expected_texts(messages[i])) {
       if (said.find(expected) == std::string_view::npos) {
-        return unsupported("the chat template changes the content of " + nth(i) +
-                           ", so that it cannot be graded");
+        return unsupported("the chat template changes the content of " + nth(i) + ", so that it cannot be graded");
       }
     }
     previous_end = span->end;

@@ -27,12 +27,10 @@ Result<std::vector<ByteSpan>> marked_spans(std::string_view text, std::string_vi
 // By nonces, one span per assistant message. `text` is render(context); `special` is sorted,
 // longest first. kUnsupported, naming the message, if one cannot be found.
 Result<std::vector<ByteSpan>> nonce_spans(std::string_view text, const Json& context,
-                                          std::span<const std::string> special,
-                                          const Render& render);
+                                          std::span<const std::string> special, const Render& render);
 
 // Takes in the special token that ends each turn.
-void include_terminators(std::string_view text, std::span<const std::string> special,
-                         std::vector<ByteSpan>& spans);
+void include_terminators(std::string_view text, std::span<const std::string> special, std::vector<ByteSpan>& spans);
 
 // Whether the template ends an assistant's turn with a special token: if not, the one that follows
 // a turn opens the next.

@@ -21,7 +21,8 @@ at::Tensor backward_layer(const model::Model& model, int64_t layer, const at::Te
 }
 
 // The look-up's gradient. Rows that read the padding token get none (ModelConfig::pad_token).
-void backward_embedding(const model::Model& model, const Batch& batch, const at::Tensor& dx, weights::GradientSink& sink) {
+void backward_embedding(const model::Model& model, const Batch& batch, const at::Tensor& dx,
+                        weights::GradientSink& sink) {
   at::Tensor ids = batch.live_ids, rows = dx;
   if (model.config().pad_token) {
     const at::Tensor kept = ids.ne(*model.config().pad_token).nonzero().squeeze(1);

@@ -1,6 +1,7 @@
 // The backward pass of one batch: loss and every gradient. The part of a step that knows nothing of optimizers.
 //
-// Threads: the caller is the only writer of the weights. Exceptions of torch come through; Trainer turns them into errors.
+// Threads: the caller is the only writer of the weights. Exceptions of torch come through; Trainer turns them into
+// errors.
 #pragma once
 
 #include "model/model.h"

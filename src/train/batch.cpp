@@ -19,7 +19,8 @@ struct Chunk {
   std::vector<model::Run> runs;
   std::vector<Copy> copies;
 
-  Chunk(const Batch& batch, std::vector<model::SequenceState>& states, size_t& sequence, int64_t& position, int64_t limit) {
+  Chunk(const Batch& batch, std::vector<model::SequenceState>& states, size_t& sequence, int64_t& position,
+        int64_t limit) {
     while (sequence < batch.tokens.size() && static_cast<int64_t>(ids.size()) < limit) {
       const std::vector<int64_t>& tokens = batch.tokens[sequence];
       const auto begin = static_cast<int64_t>(ids.size());
@@ -63,7 +64,8 @@ Batch pack(std::span<const data::Example> examples, std::span<const std::vector<
     batch.tokens.emplace_back(example.tokens.begin(), example.tokens.begin() + segments.back().end);
     batch.total_rows += segments.back().end;
     for (const data::Segment& segment : segments) {
-      batch.live.push_back({static_cast<int64_t>(sequence), static_cast<int64_t>(ids.size()), segment.size(), segment.begin});
+      batch.live.push_back(
+          {static_cast<int64_t>(sequence), static_cast<int64_t>(ids.size()), segment.size(), segment.begin});
       for (int64_t p = segment.begin; p < segment.end; ++p) {
         ids.push_back(example.tokens[p]);
         targets.push_back(example.tokens[p + 1]);
@@ -84,7 +86,8 @@ LiveForward forward_live(const model::Model& model, const Batch& batch, int64_t 
   LiveForward out;
   for (const auto& tokens : batch.tokens) out.states.push_back(model.new_state(static_cast<int64_t>(tokens.size())));
   out.inputs.resize(keep_layers ? layers + 1 : 1);
-  for (at::Tensor& input : out.inputs) input = at::empty({batch.live_rows, model.config().hidden_size}, model.options());
+  for (at::Tensor& input : out.inputs)
+    input = at::empty({batch.live_rows, model.config().hidden_size}, model.options());
 
   size_t sequence = 0;
   int64_t position = 0;
@@ -93,12 +96,14 @@ LiveForward forward_live(const model::Model& model, const Batch& batch, int64_t 
     const auto keep = [&](int64_t layer, const at::Tensor& x) {
       if (!keep_layers && layer != layers) return;
       at::Tensor& input = out.inputs[keep_layers ? layer : 0];
-      for (const Copy& copy : chunk.copies) input.narrow(0, copy.to, copy.count).copy_(x.narrow(0, copy.from, copy.count));
+      for (const Copy& copy : chunk.copies)
+        input.narrow(0, copy.to, copy.count).copy_(x.narrow(0, copy.from, copy.count));
     };
     model.forward(at::tensor(chunk.ids, at::kLong).to(model.options().device()), chunk.runs, keep);
   }
   for (const LiveRun& live : batch.live) {
-    out.runs.push_back({.begin = live.begin, .count = live.count, .position = live.position, .state = &out.states[live.sequence]});
+    out.runs.push_back(
+        {.begin = live.begin, .count = live.count, .position = live.position, .state = &out.states[live.sequence]});
   }
   return out;
 }

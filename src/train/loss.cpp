@@ -47,7 +47,8 @@ double mean_loss(const model::Model& model, const Batch& batch, const at::Tensor
   return loss;
 }
 
-LossGradient loss_gradient(const model::Model& model, const Batch& batch, const at::Tensor& x, weights::GradientSink& sink) {
+LossGradient loss_gradient(const model::Model& model, const Batch& batch, const at::Tensor& x,
+                           weights::GradientSink& sink) {
   LossGradient out{.dx = at::zeros_like(x)};
   for (const Slice& slice : graded_slices(model, batch)) {
     const at::Tensor leaf = x.index_select(0, slice.rows).requires_grad_();

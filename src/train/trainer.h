@@ -1,9 +1,9 @@
 // Trainer: examples in, a proposal out, a commit into the live weights. src/train/step.cpp is the algorithm.
 //
-// Threads: one (the teaching thread). propose() and evaluate() read the weights, which nobody else writes; commit() takes
-//          the Gate exclusively for as long as it takes to read and write the weights once.
-// Memory:  besides the weights: K/V of the examples' contexts, the live rows' input of every layer, the gradient factors,
-//          and the optimizer's state.
+// Threads: one (the teaching thread). propose() and evaluate() read the weights, which nobody else writes; commit()
+// takes the Gate exclusively for as long as it takes to read and write the weights once.
+// Memory: besides the weights: K/V of the examples' contexts, the live rows' input of every layer, the gradient
+// factors, and the optimizer's state.
 #pragma once
 
 #include <span>
@@ -23,7 +23,7 @@ struct StepOptions {
 };
 
 struct StepProposal {
-  double loss = 0;         // weighted mean over graded tokens, before the update
+  double loss = 0;  // weighted mean over graded tokens, before the update
   int64_t graded_tokens = 0;
   int64_t tokens = 0;
   optim::Proposal update;
@@ -39,8 +39,8 @@ class Trainer {
   Trainer(const model::Model& model, const weights::WeightStore& store, weights::Gate& gate,
           optim::OptimizerConfig optimizer);
 
-  // Forward, loss, backward, scales. Touches no weight and no optimizer state. A non-finite loss or gradient is an error
-  // that names it; invalid examples are refused before any work.
+  // Forward, loss, backward, scales. Touches no weight and no optimizer state. A non-finite loss or gradient is an
+  // error that names it; invalid examples are refused before any work.
   Result<StepProposal> propose(std::span<const data::Example> examples, const StepOptions& options);
 
   Result<StepReport> commit(StepProposal proposal);

@@ -46,7 +46,8 @@ TEST(Gate, AWriterIsNotStarvedByReadersThatNeverPause) {
       while (!stop) const Gate::Shared shared(gate);
     });
   }
-  for (int i = 0; i < 50; ++i) const Gate::Exclusive alone(gate);  // returns, or the test's time limit says it never did
+  for (int i = 0; i < 50; ++i)
+    const Gate::Exclusive alone(gate);  // returns, or the test's time limit says it never did
   stop = true;
 }
 

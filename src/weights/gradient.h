@@ -1,7 +1,7 @@
 // Gradients as they leave a backward pass: factors, never a dense matrix of a weight's size.
 //
-// For W [out, in] and y = x Wᵀ the gradient is dW = dYᵀ X; with T graded tokens its rank is at most T, so (X, dY) is all
-// there is to know. An embedding table also receives rows: dW[ids[i]] += dx[i].
+// For W [out, in] and y = x Wᵀ the gradient is dW = dYᵀ X; with T graded tokens its rank is at most T, so (X, dY) is
+// all there is to know. An embedding table also receives rows: dW[ids[i]] += dx[i].
 //
 // Memory: the tensors are shared handles; a collected gradient keeps activations of the graded rows alive.
 #pragma once

@@ -17,8 +17,10 @@ std::string shape_text(std::span<const int64_t> shape) {
 
 Result<at::ScalarType> scalar_type(const checkpoint::TensorInfo& info) {
   switch (info.dtype) {
-    case checkpoint::Dtype::kBF16: return at::kBFloat16;
-    case checkpoint::Dtype::kF32: return at::kFloat;
+    case checkpoint::Dtype::kBF16:
+      return at::kBFloat16;
+    case checkpoint::Dtype::kF32:
+      return at::kFloat;
     default:
       return unsupported("tensor " + info.name + " has dtype " + std::string(checkpoint::dtype_name(info.dtype)) +
                          "; weights must be BF16 or F32");
@@ -30,8 +32,8 @@ Result<const checkpoint::TensorInfo*> find(const checkpoint::ModelDir& dir, cons
   const checkpoint::TensorInfo* info = dir.find(part.name);
   if (!info) return invalid_argument("the checkpoint has no tensor " + part.name + ", which config.json calls for");
   if (info->shape != part.shape) {
-    return invalid_argument("tensor " + part.name + " has shape " + shape_text(info->shape) + "; config.json calls for " +
-                            shape_text(part.shape));
+    return invalid_argument("tensor " + part.name + " has shape " + shape_text(info->shape) +
+                            "; config.json calls for " + shape_text(part.shape));
   }
   return info;
 }
@@ -66,11 +68,13 @@ Result<at::Tensor> read_parameter(const checkpoint::ModelDir& dir, const Paramet
   for (const auto& part : spec.parts) {
     const auto* info = LATHE_TRY(find(dir, part));
     if (info->dtype != first->dtype) {
-      return unsupported("tensors " + first->name + " and " + info->name + " have different dtypes; Lathe keeps them in one matrix");
+      return unsupported("tensors " + first->name + " and " + info->name +
+                         " have different dtypes; Lathe keeps them in one matrix");
     }
     const at::Tensor view = data.narrow(0, row, part.shape[0]);
     LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(view.mutable_data_ptr()), view.nbytes()}));
-    if (!all_finite(view)) return corruption("tensor " + part.name + " holds NaN or infinite values; the checkpoint is damaged");
+    if (!all_finite(view))
+      return corruption("tensor " + part.name + " holds NaN or infinite values; the checkpoint is damaged");
     row += part.shape[0];
   }
   return data;
@@ -78,12 +82,18 @@ Result<at::Tensor> read_parameter(const checkpoint::ModelDir& dir, const Paramet
 
 }  // namespace
 
-void WeightStore::add(const std::string& name, at::Tensor data, const std::vector<std::pair<std::string, int64_t>>& parts, bool vocabulary) {
-  Parameter parameter{.id = static_cast<int64_t>(parameters_.size()), .name = name, .vocabulary = vocabulary, .data = std::move(data)};
+void WeightStore::add(const std::string& name, at::Tensor data,
+                      const std::vector<std::pair<std::string, int64_t>>& parts, bool vocabulary) {
+  Parameter parameter{
+      .id = static_cast<int64_t>(parameters_.size()), .name = name, .vocabulary = vocabulary, .data = std::move(data)};
   int64_t row = 0;
   for (const auto& [part_name, rows] : parts) {
     part_by_name_[part_name] = {parameters_.size(), parameter.parts.size()};
-    parameter.parts.push_back({.name = part_name, .id = part_count_++, .row_begin = row, .rows = rows, .data = parameter.data.narrow(0, row, rows)});
+    parameter.parts.push_back({.name = part_name,
+                               .id = part_count_++,
+                               .row_begin = row,
+                               .rows = rows,
+                               .data = parameter.data.narrow(0, row, rows)});
     row += rows;
   }
   LATHE_CHECK(row == parameter.data.size(0));
@@ -108,7 +118,8 @@ Status WeightStore::reload(const checkpoint::ModelDir& dir) {
   for (const Parameter& parameter : parameters_) {
     for (const Part& part : parameter.parts) {
       const checkpoint::TensorInfo* info = dir.find(part.name);
-      if (!info || info->size() != part.data.nbytes()) return corruption("the directory's tensor " + part.name + " is not the one that was loaded");
+      if (!info || info->size() != part.data.nbytes())
+        return corruption("the directory's tensor " + part.name + " is not the one that was loaded");
       LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(part.data.mutable_data_ptr()), part.data.nbytes()}));
     }
   }

@@ -4,9 +4,9 @@
 // q_proj, k_proj and v_proj as consecutive rows, so that one GEMM serves all three. Each *part* is such a checkpoint
 // tensor: a view of consecutive rows. Optimizer and checkpoint see parts; the model sees parameters.
 //
-// Memory:  owned by the store; no weight is ever reallocated or moved (servers hold raw pointers).
+// Memory: owned by the store; no weight is ever reallocated or moved (servers hold raw pointers).
 // Threads: the table is immutable after load. The numbers may be read by any thread that holds the Gate shared, and
-//          changed only under the Gate exclusively.
+// changed only under the Gate exclusively.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -56,19 +56,20 @@ struct ParameterSpec {
 
 class WeightStore {
  public:
-  // Reads every spec'd tensor into owned memory. Refuses by name: a missing tensor, another shape than expected, a dtype
-  // other than BF16 or F32, parts of one parameter that differ in dtype, NaN or infinite weights.
+  // Reads every spec'd tensor into owned memory. Refuses by name: a missing tensor, another shape than expected, a
+  // dtype other than BF16 or F32, parts of one parameter that differ in dtype, NaN or infinite weights.
   static Result<WeightStore> load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs);
 
   // Adds a parameter made of named parts of `rows` rows each, over memory that `data` owns. For tests and importers.
-  void add(const std::string& name, at::Tensor data, const std::vector<std::pair<std::string, int64_t>>& parts, bool vocabulary);
+  void add(const std::string& name, at::Tensor data, const std::vector<std::pair<std::string, int64_t>>& parts,
+           bool vocabulary);
 
-  // Reads all weights again, in place, from a directory with the same tensors. Hold the Gate alone. On failure some weights
-  // may already be replaced: read again from a good directory.
+  // Reads all weights again, in place, from a directory with the same tensors. Hold the Gate alone. On failure some
+  // weights may already be replaced: read again from a good directory.
   Status reload(const checkpoint::ModelDir& dir);
 
   std::span<const Parameter> parameters() const { return parameters_; }
-  const Parameter& parameter(std::string_view name) const;  // must exist
+  const Parameter& parameter(std::string_view name) const;        // must exist
   const Part* find_part(std::string_view checkpoint_name) const;  // null if not in the store
 
   // The live bytes of one part, in checkpoint layout; valid as long as the store. Hold the Gate shared while reading.
