@@ -2,8 +2,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 
 #include "optim/apollo.h"
@@ -50,7 +52,9 @@ class Fixture : public ::testing::Test {
   }
 };
 
-double relative(const at::Tensor& a, const at::Tensor& b) { return ((a - b).norm() / b.norm()).item<double>(); }
+double relative(const at::Tensor& a, const at::Tensor& b) {
+  return ((a - b).norm() / b.norm()).item<double>();
+}
 
 // One APOLLO step of a part, as propose() takes it.
 ApolloStep next_step(const PartGradient& gradient, const Moments& moments, const OptimizerConfig& config) {
@@ -76,7 +80,8 @@ TEST_F(Factored, EveryQuantityIsThatOfTheDenseGradient) {
       ASSERT_EQ(gradient.tall(), tall);
       const at::Tensor p = at::randn({2, tall ? 8 : part.rows});
       EXPECT_LT(relative(gradient.project(p), tall ? at::mm(g, p.t()) : at::mm(p, g)), 1e-5) << part.name;
-      EXPECT_NEAR(gradient.squared_norm(), g.square().sum().item<double>(), 1e-4 * g.square().sum().item<double>()) << part.name;
+      EXPECT_NEAR(gradient.squared_norm(), g.square().sum().item<double>(), 1e-4 * g.square().sum().item<double>())
+          << part.name;
       EXPECT_LT(relative(gradient.channel_squared_norms(), g.square().sum(tall ? 1 : 0)), 1e-4) << part.name;
       at::Tensor rows = at::empty({3, 8});
       gradient.dense().write(part.rows - 3, 3, rows);
@@ -90,7 +95,8 @@ TEST_F(Factored, SgdIsMinusTheGradient) {
   const auto store = make_store(at::kFloat);
   const at::Tensor before = store.parameters()[0].data.clone(), table_before = store.parameters()[2].data.clone();
   GradientSet set = make_gradients(store);
-  const at::Tensor g = dense(set.matrices[0], store.parameters()[0]), table = dense(set.matrices[2], store.parameters()[2]);
+  const at::Tensor g = dense(set.matrices[0], store.parameters()[0]),
+                   table = dense(set.matrices[2], store.parameters()[2]);
   Optimizer optimizer(store, {.method = Method::kSgd});
   auto proposal = optimizer.propose(std::move(set), 0.1);
   ASSERT_TRUE(proposal.ok());
@@ -134,7 +140,8 @@ TEST_F(Factored, FirstApolloMiniStepHasTheSizeOfTheTheory) {
     at::Tensor p = at::empty({1, m});
     kernels::normal_numbers(p.data_ptr<float>(), m, 3, static_cast<uint32_t>(part.id), 0);
     const double r_norm = (a >= b ? at::mm(gp, p.t()) : at::mm(p, gp)).norm().item<double>();
-    const double expected = std::sqrt(static_cast<double>(m)) * std::sqrt(static_cast<double>(n)) * gp.norm().item<double>() / r_norm;
+    const double expected =
+        std::sqrt(static_cast<double>(m)) * std::sqrt(static_cast<double>(n)) * gp.norm().item<double>() / r_norm;
     EXPECT_NEAR(step.norm().item<double>(), expected, 1e-4 * expected) << part.name;
     EXPECT_LT(relative(step / step.norm(), gp / gp.norm()), 1e-4) << "tensor-wise scaling keeps the direction";
   }
@@ -212,17 +219,181 @@ TEST_F(Factored, AZeroGradientTouchesNothingAndANonFiniteOneIsRefusedByName) {
   EXPECT_NE(refused.error().message.find("gradient of b"), std::string::npos) << refused.error().message;
 }
 
-TEST_F(Factored, TheSameBitsForAnyNumberOfThreads) {
-  const auto run = [&](int threads) {
+// Three steps of bf16 weights; all of them, end to end.
+class SameBits : public Fixture, public ::testing::WithParamInterface<Method> {
+ protected:
+  static at::Tensor run(int threads, int64_t tile_elements) {
+    const int before = at::get_num_threads();
     at::set_num_threads(threads);
     at::manual_seed(7);
     const auto store = make_store(at::kBFloat16);
+    Optimizer optimizer(store, {.method = GetParam(), .rank = 2, .weight_decay = 0.1, .tile_elements = tile_elements});
+    for (int t = 0; t < 3; ++t) optimizer.commit(optimizer.propose(make_gradients(store), 1e-2).value());
+    at::set_num_threads(before);
+    std::vector<at::Tensor> all;
+    for (const Parameter& parameter : store.parameters()) all.push_back(parameter.data.flatten());
+    return at::cat(all);
+  }
+};
+
+TEST_P(SameBits, ForAnyNumberOfThreadsAndAnyTile) {
+  const at::Tensor expected = run(1, 1 << 18);
+  for (const int threads : {1, 2, 3}) {
+    for (const int64_t tile : {1, 40, 64, 100, 1 << 18})
+      EXPECT_TRUE(at::equal(run(threads, tile), expected)) << threads << " threads, tile " << tile;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, SameBits,
+                         ::testing::Values(Method::kApolloMini, Method::kApollo, Method::kAdamW, Method::kSgd));
+
+// Two checkpoint tensors in one fused parameter are updated as if each were a parameter of its own.
+TEST_F(Factored, FusingChangesNothing) {
+  for (const Method method : {Method::kApolloMini, Method::kApollo, Method::kAdamW}) {
+    const at::Tensor w = at::randn({16, 8}), bias = at::randn({16});
+    weights::WeightStore fused, separate;
+    fused.add("w", w.clone(), {{"a", 10}, {"b", 6}}, false);
+    fused.add("bias", bias.clone(), {{"a.bias", 10}, {"b.bias", 6}}, false);
+    separate.add("a", w.narrow(0, 0, 10).clone(), {{"a", 10}}, false);
+    separate.add("b", w.narrow(0, 10, 6).clone(), {{"b", 6}}, false);
+    separate.add("a.bias", bias.narrow(0, 0, 10).clone(), {{"a.bias", 10}}, false);
+    separate.add("b.bias", bias.narrow(0, 10, 6).clone(), {{"b.bias", 6}}, false);
+    const OptimizerConfig config{.method = method, .rank = 2};
+    Optimizer one(fused, config), other(separate, config);
+    for (int t = 0; t < 3; ++t) {
+      const at::Tensor x = at::randn({5, 8}), dy = at::randn({5, 16}), g = at::randn({16});
+      GradientSet whole(2), parts(4);
+      whole.linear(fused.parameters()[0], x, dy);
+      whole.vector(fused.parameters()[1], g);
+      parts.linear(separate.parameters()[0], x, dy.narrow(1, 0, 10));
+      parts.linear(separate.parameters()[1], x, dy.narrow(1, 10, 6));
+      parts.vector(separate.parameters()[2], g.narrow(0, 0, 10));
+      parts.vector(separate.parameters()[3], g.narrow(0, 10, 6));
+      one.commit(one.propose(std::move(whole), 1e-2).value());
+      other.commit(other.propose(std::move(parts), 1e-2).value());
+    }
+    for (const char* name : {"a", "b", "a.bias", "b.bias"}) {
+      EXPECT_LT(relative(fused.find_part(name)->data, separate.find_part(name)->data), 1e-6)
+          << name << ", " << method_name(method);
+    }
+  }
+}
+
+// W' = W - lr U - lr λ W with the W before the update, in one rounding.
+TEST_F(Factored, DecayIsOfTheWeightsBeforeTheUpdateAndOfMatricesOnly) {
+  constexpr double kRate = 0.1, kDecay = 0.3;
+  const auto store = make_store(at::kFloat);
+  const at::Tensor w = store.parameters()[0].data.clone(), norm = store.parameters()[1].data.clone();
+  GradientSet set = make_gradients(store);
+  const at::Tensor g = dense(set.matrices[0], store.parameters()[0]), v = set.vectors[1].clone();
+  Optimizer optimizer(store, {.method = Method::kSgd, .weight_decay = kDecay});
+  optimizer.commit(optimizer.propose(std::move(set), kRate).value());
+  EXPECT_LT(relative(store.parameters()[0].data, w - kRate * g - kRate * kDecay * w), 1e-6);
+  EXPECT_LT(relative(store.parameters()[1].data, norm - kRate * v), 1e-6);
+}
+
+TEST_F(Factored, VectorsTakeAdamsStepUnderApollo) {
+  const auto store = make_store(at::kFloat);
+  at::Tensor expected = store.parameters()[1].data.clone(), m = at::zeros({8}), v = at::zeros({8});
+  Optimizer optimizer(store, {});
+  for (int t = 1; t <= 4; ++t) {
+    GradientSet set = make_gradients(store);
+    const at::Tensor g = set.vectors[1];
+    m = 0.9 * m + 0.1 * g, v = 0.999 * v + 0.001 * g * g;
+    expected = expected - 1e-2 * (m / (1 - std::pow(0.9, t))) / ((v / (1 - std::pow(0.999, t))).sqrt() + 1e-8);
+    optimizer.commit(optimizer.propose(std::move(set), 1e-2).value());
+  }
+  EXPECT_LT(relative(store.parameters()[1].data, expected), 1e-6);
+}
+
+// What commit() applies, tile by tile, is what apollo_step() says of the dense gradient.
+TEST_F(Factored, ApolloScalesEveryChannel) {
+  for (const bool tall : {true, false}) {
+    const int64_t a = tall ? 24 : 8, b = tall ? 8 : 24;
+    weights::WeightStore store;
+    store.add("w", at::zeros({a, b}), {{"w", a}}, false);
+    const Parameter& parameter = store.parameters()[0];
+    GradientSet set(1);
+    set.linear(parameter, at::randn({5, b}), at::randn({5, a}));
+    const Factors factors = gather(set.matrices[0], parameter);
+    const OptimizerConfig config{.method = Method::kApollo, .rank = 2, .tile_elements = 3 * b};
+    const PartGradient gradient(factors, parameter.parts[0]);
+    const ApolloStep step = apollo_step(gradient, std::sqrt(gradient.squared_norm()),
+                                        projection(config, 2, 8, tall, 0, 0), Granularity::kChannel, {}, config);
+    const at::Tensor g = dense(set.matrices[0], parameter),
+                     s = tall ? step.channel_scale.unsqueeze(1) : step.channel_scale.unsqueeze(0);
+    Optimizer optimizer(store, config);
+    const CommitReport report = optimizer.commit(optimizer.propose(std::move(set), 0.5).value());
+    EXPECT_LT(relative(parameter.data, -0.5 * step.scale * s * g), 1e-6);
+    ASSERT_EQ(report.tensors.size(), 1U);
+    EXPECT_NEAR(report.tensors[0].update_norm, step.next.norm, 1e-4 * step.next.norm);
+    EXPECT_NEAR(report.tensors[0].gradient_norm, g.norm().item<double>(), 1e-4 * g.norm().item<double>());
+  }
+}
+
+TEST_F(Factored, ADroppedProposalLeavesNoTrace) {
+  const auto run = [](bool drop) {
+    at::manual_seed(7);
+    const auto store = make_store(at::kBFloat16);
     Optimizer optimizer(store, {});
-    for (int t = 0; t < 3; ++t) optimizer.commit(optimizer.propose(make_gradients(store), 1e-3).value());
+    for (int t = 0; t < 3; ++t) {
+      GradientSet set = make_gradients(store), same = set;
+      if (drop) {
+        EXPECT_TRUE(optimizer.propose(std::move(same), 1).ok());
+      }
+      optimizer.commit(optimizer.propose(std::move(set), 1e-2).value());
+    }
     return store.parameters()[2].data.clone();
   };
-  const at::Tensor one = run(1), two = run(2);
-  EXPECT_TRUE(at::equal(one, two));
+  EXPECT_TRUE(at::equal(run(true), run(false)));
+}
+
+TEST_F(Factored, AStaleProposalIsOurMistake) {
+  const auto store = make_store(at::kFloat);
+  Optimizer optimizer(store, {});
+  Proposal first = optimizer.propose(make_gradients(store), 1e-2).value(),
+           second = optimizer.propose(make_gradients(store), 1e-2).value();
+  optimizer.commit(std::move(first));
+  EXPECT_DEATH(optimizer.commit(std::move(second)), "after_updates");
+}
+
+// torch's allocator of CPU memory, watched.
+class Watch final : public at::Allocator {
+ public:
+  Watch() : inner_(at::GetCPUAllocator()) { c10::SetCPUAllocator(this, 100); }
+  ~Watch() override { c10::SetCPUAllocator(inner_, 100); }
+  at::DataPtr allocate(size_t n) override {
+    size_t seen = largest_.load();
+    while (n > seen && !largest_.compare_exchange_weak(seen, n)) {
+    }
+    return inner_->allocate(n);
+  }
+  at::DeleterFnPtr raw_deleter() const override { return inner_->raw_deleter(); }
+  void copy_data(void* to, const void* from, size_t n) const override { inner_->copy_data(to, from, n); }
+  size_t largest() const { return largest_; }
+
+ private:
+  at::Allocator* inner_;
+  std::atomic<size_t> largest_ = 0;
+};
+
+TEST_F(Factored, NothingOfAWeightsSizeIsAllocated) {
+  constexpr int64_t kSide = 512;
+  weights::WeightStore store;
+  store.add("w", at::zeros({kSide, kSide}).to(at::kBFloat16), {{"w", kSide}}, false);
+  store.add("table", at::zeros({4 * kSide, kSide}).to(at::kBFloat16), {{"table", 4 * kSide}}, true);
+  for (const Method method : {Method::kApolloMini, Method::kApollo, Method::kSgd}) {
+    GradientSet set(2);
+    set.linear(store.parameters()[0], at::randn({4, kSide}).to(at::kBFloat16), at::randn({4, kSide}).to(at::kBFloat16));
+    set.linear(store.parameters()[1], at::randn({4, kSide}).to(at::kBFloat16),
+               at::randn({4, 4 * kSide}).to(at::kBFloat16));
+    set.lookup(store.parameters()[1], at::tensor({3, 9, 3, 39}, at::kLong), at::randn({4, kSide}).to(at::kBFloat16));
+    Optimizer optimizer(store, {.method = method, .rank = 4, .tile_elements = 16 * kSide});
+    const Watch watch;
+    optimizer.commit(optimizer.propose(std::move(set), 1e-3).value());
+    EXPECT_GT(watch.largest(), 0U);
+    EXPECT_LE(watch.largest(), sizeof(float) * 16 * kSide) << method_name(method);  // one tile
+  }
 }
 
 TEST_F(Factored, ReportsWhatRoundingMadeOfTheUpdate) {
