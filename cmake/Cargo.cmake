@@ -7,7 +7,7 @@ find_program(LATHE_CARGO cargo)
 
 function(lathe_cargo crate library)
   if(NOT LATHE_CARGO)
-    message(FATAL_ERROR "cargo is not on the PATH; scripts/setup.sh installs it, LATHE_RUST=OFF builds without")
+    message(FATAL_ERROR "cargo is not on the PATH; scripts/setup.sh installs it")
   endif()
   set(cache "$ENV{LATHE_CACHE}")
   if(NOT cache)

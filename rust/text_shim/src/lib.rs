@@ -5,6 +5,7 @@
 
 #![allow(clippy::missing_safety_doc)] // text_shim.h says what the pointers must be
 
+mod hash;
 mod methods;
 mod python;
 mod template;

@@ -1,0 +1,180 @@
+#include "checkpoint/tile.h"
+
+#include <algorithm>
+
+namespace lathe::checkpoint {
+namespace {
+
+uint64_t tiles_of(uint64_t bytes) {
+  return bytes / kTileBytes + (bytes % kTileBytes != 0);
+}
+
+template <class Integer>
+void hash_integer(Blake3& hash, Integer value) {  // little-endian, as every machine Lathe runs on
+  hash.update(std::as_bytes(std::span(&value, 1)));
+}
+
+// The stretch [begin, end) of a run that began at `run_begin`; all in bytes from the data's start.
+void add_run(std::vector<TilePart>& parts, ElementType type, uint64_t run_begin, uint64_t begin, uint64_t end,
+             uint64_t tile_begin) {
+  const uint64_t size = element_size(type);
+  const uint64_t first = std::min(end, begin + (size - (begin - run_begin) % size) % size);
+  const uint64_t last = end - (end - first) % size;
+  const auto add = [&](ElementType of, uint64_t from, uint64_t to) {
+    if (from == to) return;
+    parts.push_back({.type = of, .offset = from - tile_begin, .size = to - from});
+  };
+  add(ElementType::kBytes, begin, first);
+  add(type, first, last);
+  add(ElementType::kBytes, last, end);
+}
+
+}  // namespace
+
+uint64_t element_size(ElementType type) {
+  switch (type) {
+    case ElementType::kBytes:
+      return 1;
+    case ElementType::kWord16:
+    case ElementType::kBFloat16:
+    case ElementType::kFloat16:
+      return 2;
+    case ElementType::kWord32:
+    case ElementType::kFloat32:
+      return 4;
+  }
+  return 1;
+}
+
+ElementType element_type(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kBF16:
+      return ElementType::kBFloat16;
+    case Dtype::kF16:
+      return ElementType::kFloat16;
+    case Dtype::kF32:
+      return ElementType::kFloat32;
+    case Dtype::kI16:
+    case Dtype::kU16:
+      return ElementType::kWord16;
+    case Dtype::kI32:
+    case Dtype::kU32:
+    case Dtype::kI64:
+    case Dtype::kU64:
+    case Dtype::kF64:
+      return ElementType::kWord32;
+    case Dtype::kBool:
+    case Dtype::kU8:
+    case Dtype::kI8:
+    case Dtype::kF8E5M2:
+    case Dtype::kF8E4M3:
+      return ElementType::kBytes;
+  }
+  return ElementType::kBytes;
+}
+
+FileLayout layout_of(std::string name, uint64_t file_size, const Header& header) {
+  FileLayout layout{.name = std::move(name), .size = file_size, .data_offset = header.data_offset};
+  for (const TensorInfo& tensor : header.tensors) {
+    if (tensor.size() == 0) continue;
+    const ElementType type = element_type(tensor.dtype);
+    // A run's elements sit at multiples of their size from its begin, so a tensor joins only a run of whole elements.
+    if (!layout.runs.empty() && layout.runs.back().type == type) {
+      layout.runs.back().end = tensor.end;
+    } else {
+      layout.runs.push_back({.end = tensor.end, .type = type});
+    }
+  }
+  return layout;
+}
+
+uint64_t tile_count(const FileLayout& layout) {
+  return tiles_of(layout.data_offset) + tiles_of(layout.size - layout.data_offset);
+}
+
+ByteRange tile_range(const FileLayout& layout, uint64_t tile) {
+  const uint64_t head = tiles_of(layout.data_offset);
+  const uint64_t begin = tile < head ? tile * kTileBytes : layout.data_offset + (tile - head) * kTileBytes;
+  const uint64_t region_end = tile < head ? layout.data_offset : layout.size;
+  return {.offset = begin, .size = std::min(kTileBytes, region_end - begin)};
+}
+
+std::vector<TilePart> tile_parts(const FileLayout& layout, uint64_t tile) {
+  const ByteRange range = tile_range(layout, tile);
+  if (range.offset < layout.data_offset) return {{.type = ElementType::kBytes, .offset = 0, .size = range.size}};
+  std::vector<TilePart> parts;
+  const uint64_t tile_begin = range.offset - layout.data_offset, tile_end = tile_begin + range.size;
+  const auto& runs = layout.runs;
+  auto run = std::upper_bound(runs.begin(), runs.end(), tile_begin,
+                              [](uint64_t offset, const TypeRun& r) { return offset < r.end; });
+  for (; run != runs.end(); ++run) {
+    const uint64_t run_begin = run == runs.begin() ? 0 : std::prev(run)->end;
+    if (run_begin >= tile_end) break;
+    add_run(parts, run->type, run_begin, std::max(run_begin, tile_begin), std::min(run->end, tile_end), tile_begin);
+  }
+  return parts;
+}
+
+Root WeightState::root() const {
+  Blake3 hash;
+  for (const FileState& file : files) {
+    hash_integer(hash, static_cast<uint32_t>(file.layout.name.size()));
+    hash.update(std::as_bytes(std::span(file.layout.name)));
+    hash_integer(hash, file.layout.size);
+    hash_integer(hash, file.layout.data_offset);
+    hash_integer(hash, static_cast<uint32_t>(file.tiles.size()));
+    hash.update(std::as_bytes(std::span(file.tiles)));
+  }
+  return hash.finish();
+}
+
+uint64_t WeightState::bytes() const {
+  uint64_t sum = 0;
+  for (const FileState& file : files) sum += file.layout.size;
+  return sum;
+}
+
+uint64_t WeightState::tiles() const {
+  uint64_t sum = 0;
+  for (const FileState& file : files) sum += file.tiles.size();
+  return sum;
+}
+
+std::string WeightState::describe(TileId id) const {
+  if (id.file >= files.size()) return "file " + std::to_string(id.file);
+  const FileLayout& layout = files[id.file].layout;
+  if (id.tile >= tile_count(layout)) return layout.name + " tile " + std::to_string(id.tile);
+  const ByteRange range = tile_range(layout, id.tile);
+  return layout.name + " tile " + std::to_string(id.tile) + " (bytes " + std::to_string(range.offset) + " to " +
+         std::to_string(range.offset + range.size) + ")";
+}
+
+Status check(const FileLayout& layout) {
+  const std::string& name = layout.name;
+  if (layout.data_offset > layout.size) return invalid_argument(name + ": its data begin behind its end");
+  uint64_t end = 0;
+  for (const TypeRun& run : layout.runs) {
+    if (run.end <= end) return invalid_argument(name + ": its element runs do not ascend");
+    if (run.type > ElementType::kFloat32) return invalid_argument(name + ": unknown element type");
+    end = run.end;
+  }
+  if (end != layout.size - layout.data_offset) return invalid_argument(name + ": its element runs do not cover it");
+  return {};
+}
+
+Status check(const WeightState& state) {
+  const FileState* previous = nullptr;
+  for (const FileState& file : state.files) {
+    LATHE_TRY(check(file.layout));
+    const std::string& name = file.layout.name;
+    if (previous != nullptr && previous->layout.name >= name)
+      return invalid_argument("the files of a state must ascend by name: " + name + " does not");
+    if (file.tiles.size() != tile_count(file.layout))
+      return invalid_argument(name + " has " + std::to_string(file.tiles.size()) + " tile hashes, not " +
+                              std::to_string(tile_count(file.layout)));
+    previous = &file;
+  }
+  return {};
+}
+
+}  // namespace lathe::checkpoint
