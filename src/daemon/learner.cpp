@@ -164,7 +164,7 @@ Result<api::LearnResult> Learner::teach(const LearnTask& task, std::stop_token s
                                   .learning_rate = task.options.learning_rate,
                                   .changed_fraction = fraction}));
   }
-  result.loss_after = LATHE_TRY(trainer.evaluate(task.examples, task.options));
+  result.loss_after = LATHE_TRY(trainer.evaluate(task.examples, task.options)).loss;
   result.version = version_;
   result.seconds = seconds_since(begin);
   return result;

@@ -34,6 +34,15 @@ Status validate(const Example& example, int64_t vocab_size, int64_t max_position
   return {};
 }
 
+Status validate(std::span<const Example> examples, int64_t vocab_size, int64_t max_positions) {
+  if (examples.empty()) return invalid_argument("there is no example to learn from");
+  for (size_t i = 0; i < examples.size(); ++i) {
+    const Status valid = validate(examples[i], vocab_size, max_positions);
+    if (!valid.ok()) return examples.size() == 1 ? valid.error() : valid.error().at("example " + std::to_string(i));
+  }
+  return {};
+}
+
 std::vector<Segment> live_segments(const Example& example, ContextMode mode) {
   const auto n = static_cast<int64_t>(example.tokens.size());
   // The last row predicts nothing, so no mode computes it with gradient.

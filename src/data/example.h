@@ -37,6 +37,9 @@ enum class ContextMode {
 // that is negative or not finite, a graded first token, nothing graded.
 Status validate(const Example& example, int64_t vocab_size, int64_t max_positions);
 
+// The same for all of a batch, which must not be empty; names the example by its number if there are several.
+Status validate(std::span<const Example> examples, int64_t vocab_size, int64_t max_positions);
+
 // The live segments of a valid example, in order, disjoint. A segment of tokens g..h graded covers rows g-1..h-1.
 std::vector<Segment> live_segments(const Example& example, ContextMode mode);
 

@@ -34,9 +34,12 @@ void backward_embedding(const model::Model& model, const Batch& batch, const at:
 
 }  // namespace
 
-double backward(const model::Model& model, const Batch& batch, int64_t chunk_rows, weights::GradientSink& sink) {
+double backward(const model::Model& model, const Batch& batch, int64_t chunk_rows, weights::GradientSink& sink,
+                const Objective& objective, std::optional<double> divisor) {
   LiveForward live = forward_live(model, batch, chunk_rows, /*keep_layers=*/true);
-  LossGradient loss = loss_gradient(model, batch, live.inputs.back(), sink);
+  const GradedRows graded = graded_rows(batch);
+  LossGradient loss =
+      loss_gradient(model, graded, live.inputs.back(), objective, divisor.value_or(objective.size(graded)), sink);
   if (!std::isfinite(loss.loss)) return loss.loss;
 
   at::Tensor dx = std::move(loss.dx);

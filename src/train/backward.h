@@ -4,14 +4,19 @@
 // errors.
 #pragma once
 
+#include <optional>
+
 #include "model/model.h"
 #include "train/batch.h"
+#include "train/supervised.h"
 #include "weights/gradient.h"
 
 namespace lathe::train {
 
-// Weighted mean loss of the batch; all gradients go to `sink`, one layer at a time, last to first. If the loss is not
-// finite, nothing further is computed. Forward passes take at most `chunk_rows` rows at once.
-double backward(const model::Model& model, const Batch& batch, int64_t chunk_rows, weights::GradientSink& sink);
+// The objective's loss over the batch, divided by `divisor` (by default its size of this batch); all gradients go to
+// `sink`, one layer at a time, last to first. If the loss is not finite, nothing further is computed. Forward passes
+// take at most `chunk_rows` rows at once.
+double backward(const model::Model& model, const Batch& batch, int64_t chunk_rows, weights::GradientSink& sink,
+                const Objective& objective = kSupervised, std::optional<double> divisor = {});
 
 }  // namespace lathe::train

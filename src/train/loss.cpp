@@ -5,53 +5,95 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "model/ops.h"
 
 namespace lathe::train {
 namespace {
 
-// fp32 logits of a slice and their soft-max stay under this.
+// fp32 logits of a slice stay under this.
 constexpr int64_t kSliceBytes = int64_t{32} << 20;
 
-int64_t slice_rows(const model::Model& model) {
-  return std::max<int64_t>(16, kSliceBytes / (4 * model.config().vocab_size));
+std::vector<RowRange> slices(const model::Model& model, const GradedRows& graded, double scale) {
+  const int64_t rows = std::max<int64_t>(16, kSliceBytes / (4 * model.config().vocab_size));
+  std::vector<RowRange> ranges;
+  for (int64_t begin = 0; begin < graded.size(); begin += rows)
+    ranges.push_back({graded, begin, std::min(rows, graded.size() - begin), scale});
+  return ranges;
 }
 
-struct Slice {
-  at::Tensor rows;     // [s] indices of graded live rows
-  at::Tensor targets;  // [s, 1]
-  at::Tensor weights;  // [s, 1], divided by the batch's total weight
-};
+at::Tensor take_rows(const RowRange& range, const at::Tensor& x) {
+  return x.index_select(0, range.of(range.graded.rows).to(x.device()));
+}
 
-std::vector<Slice> graded_slices(const model::Model& model, const Batch& batch) {
-  std::vector<Slice> slices;
-  const at::Tensor graded = batch.weights.nonzero().squeeze(1);
-  for (const at::Tensor& rows : graded.split(slice_rows(model))) {
-    const auto device = model.options().device();
-    slices.push_back({rows.to(device), batch.targets.index_select(0, rows).unsqueeze(1).to(device),
-                      (batch.weights.index_select(0, rows) / batch.total_weight).unsqueeze(1).to(device)});
-  }
-  return slices;
+at::Tensor targets_of(const RowRange& range, const at::Tensor& log_p) {
+  return range.of(range.graded.targets).unsqueeze(1).to(log_p.device());
+}
+
+at::Tensor of_targets(const RowRange& range, const at::Tensor& log_p) {
+  return log_p.gather(1, targets_of(range, log_p)).squeeze(1).to(at::kCPU);
+}
+
+// What a slice is to do, when no row depends on another: its own answer; else its part of the answer about all.
+RowTerms terms_of(const RowRange& range, const at::Tensor& log_p, const Objective& objective, const RowTerms& all) {
+  if (!objective.couples_rows()) return objective.row_terms(range, of_targets(range, log_p));
+  return {0, range.of(all.slopes)};
+}
+
+// The answer about all rows at once, if the objective needs one.
+RowTerms terms_of_all(const model::Model& model, const GradedRows& graded, const at::Tensor& x,
+                      const Objective& objective, double scale) {
+  if (!objective.couples_rows()) return {};
+  return objective.row_terms({graded, 0, graded.size(), scale}, target_log_probabilities(model, graded, x));
 }
 
 }  // namespace
 
-double mean_loss(const model::Model& model, const Batch& batch, const at::Tensor& x) {
+GradedRows graded_rows(const Batch& batch) {
+  const at::Tensor rows = batch.weights.nonzero().squeeze(1);
+  at::Tensor sequence_of_live = at::empty({batch.live_rows}, at::kLong);
+  for (const LiveRun& run : batch.live) sequence_of_live.narrow(0, run.begin, run.count).fill_(run.sequence);
+  return {.rows = rows,
+          .targets = batch.targets.index_select(0, rows),
+          .weights = batch.weights.index_select(0, rows),
+          .sequences = sequence_of_live.index_select(0, rows)};
+}
+
+void visit_distributions(const model::Model& model, const GradedRows& graded, const at::Tensor& x, double scale,
+                         const DistributionVisitor& visit) {
   const at::NoGradGuard no_grad;
-  double loss = 0;
-  for (const Slice& slice : graded_slices(model, batch)) {
-    const at::Tensor log_p = at::log_softmax(model.logits(x.index_select(0, slice.rows)), -1, at::kFloat);
-    loss -= (log_p.gather(1, slice.targets) * slice.weights).sum(at::kDouble).item<double>();
-  }
+  for (const RowRange& range : slices(model, graded, scale))
+    visit(range, at::log_softmax(model.logits(take_rows(range, x)), -1, at::kFloat));
+}
+
+at::Tensor target_log_probabilities(const model::Model& model, const GradedRows& graded, const at::Tensor& x) {
+  at::Tensor out = at::empty({graded.size()}, at::kFloat);
+  visit_distributions(model, graded, x, 1, [&](const RowRange& range, const at::Tensor& log_p) {
+    range.of(out).copy_(of_targets(range, log_p));
+  });
+  return out;
+}
+
+double loss_value(const model::Model& model, const GradedRows& graded, const at::Tensor& x, const Objective& objective,
+                  double divisor) {
+  const double scale = 1 / divisor;
+  const RowTerms all = terms_of_all(model, graded, x, objective, scale);
+  double loss = all.loss;
+  if (objective.couples_rows() && !objective.sees_distributions()) return loss;
+  visit_distributions(model, graded, x, scale, [&](const RowRange& range, const at::Tensor& log_p) {
+    loss += terms_of(range, log_p, objective, all).loss;
+    if (objective.sees_distributions()) loss += objective.distribution_terms(range, log_p, nullptr);
+  });
   return loss;
 }
 
-LossGradient loss_gradient(const model::Model& model, const Batch& batch, const at::Tensor& x,
-                           weights::GradientSink& sink) {
-  LossGradient out{.dx = at::zeros_like(x)};
-  for (const Slice& slice : graded_slices(model, batch)) {
-    const at::Tensor leaf = x.index_select(0, slice.rows).requires_grad_();
+LossGradient loss_gradient(const model::Model& model, const GradedRows& graded, const at::Tensor& x,
+                           const Objective& objective, double divisor, weights::GradientSink& sink) {
+  const RowTerms all = terms_of_all(model, graded, x, objective, 1 / divisor);
+  LossGradient out{.loss = all.loss, .dx = at::zeros_like(x)};
+  for (const RowRange& range : slices(model, graded, 1 / divisor)) {
+    const at::Tensor leaf = take_rows(range, x).requires_grad_();
     at::Tensor h;
     {
       const at::AutoGradMode with_grad(true);
@@ -60,15 +102,18 @@ LossGradient loss_gradient(const model::Model& model, const Batch& batch, const 
     const at::NoGradGuard no_grad;
     const at::Tensor h_value = h.detach();
     const at::Tensor log_p = at::log_softmax(model::linear(h_value, model.head(), nullptr, nullptr), -1, at::kFloat);
-    out.loss -= (log_p.gather(1, slice.targets) * slice.weights).sum(at::kDouble).item<double>();
+    const RowTerms terms = terms_of(range, log_p, objective, all);
+    out.loss += terms.loss;
 
-    // d loss / d logits = weight (p - onehot(target))
-    at::Tensor dlogits = at::exp(log_p).mul_(slice.weights);
-    dlogits.scatter_add_(1, slice.targets, -slice.weights);
+    // d loss / d logits = slope (onehot(target) - p)
+    const at::Tensor slopes = terms.slopes.unsqueeze(1).to(log_p.device());
+    at::Tensor dlogits = at::exp(log_p).mul_(-slopes);
+    dlogits.scatter_add_(1, targets_of(range, log_p), slopes);
+    if (objective.sees_distributions()) out.loss += objective.distribution_terms(range, log_p, &dlogits);
     dlogits = dlogits.to(h_value.scalar_type());
     sink.linear(model.head(), h_value, dlogits);
     const at::Tensor dh = at::mm(dlogits, model.head().data);
-    out.dx.index_copy_(0, slice.rows, torch::autograd::grad({h}, {leaf}, {dh})[0]);
+    out.dx.index_copy_(0, range.of(graded.rows).to(x.device()), torch::autograd::grad({h}, {leaf}, {dh})[0]);
   }
   return out;
 }

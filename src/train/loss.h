@@ -1,18 +1,33 @@
-// The language-model head and the cross entropy of graded rows, a slice of rows at a time: fp32 logits of all rows
-// would need rows x vocabulary x 4 bytes.
+// The language-model head and the loss of graded rows, a slice of rows at a time: fp32 logits of all rows would need
+// rows x vocabulary x 4 bytes.
+//
+// x is [n, D], the last layer's output of a batch's live rows. Log-probabilities are fp32, from logits in the compute
+// dtype, as transformers computes its loss. Losses are the objective's sums divided by `divisor`
+// (Objective::size of the whole step).
+// Memory: a handful of slices of at most 32 MiB, whatever the number of rows; and what `sink` keeps.
+// Threads: any; the caller is the only writer of the weights. Exceptions of torch come through.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+
 #include "model/model.h"
-#include "train/batch.h"
+#include "train/objective.h"
 #include "weights/gradient.h"
 
 namespace lathe::train {
 
-// Weighted mean of -log p(target) over the rows of x [n, D], the last layer's output of the live rows;
-// log-probabilities in fp32 from logits in the compute dtype, as transformers computes its loss.
-double mean_loss(const model::Model& model, const Batch& batch, const at::Tensor& x);
+// log p(target) of every graded row: [r] fp32, CPU.
+at::Tensor target_log_probabilities(const model::Model& model, const GradedRows& graded, const at::Tensor& x);
+
+// Calls visit(range, log_p [count, V] fp32) for consecutive ranges that make up all graded rows.
+using DistributionVisitor = std::function<void(const RowRange& range, const at::Tensor& log_p)>;
+void visit_distributions(const model::Model& model, const GradedRows& graded, const at::Tensor& x, double scale,
+                         const DistributionVisitor& visit);
+
+double loss_value(const model::Model& model, const GradedRows& graded, const at::Tensor& x, const Objective& objective,
+                  double divisor);
 
 struct LossGradient {
   double loss = 0;
@@ -20,7 +35,7 @@ struct LossGradient {
 };
 
 // The same, with its gradient; the gradients of head and final norm go to `sink`.
-LossGradient loss_gradient(const model::Model& model, const Batch& batch, const at::Tensor& x,
-                           weights::GradientSink& sink);
+LossGradient loss_gradient(const model::Model& model, const GradedRows& graded, const at::Tensor& x,
+                           const Objective& objective, double divisor, weights::GradientSink& sink);
 
 }  // namespace lathe::train

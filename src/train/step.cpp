@@ -2,7 +2,7 @@
 //
 //   examples -> packed rows, live rows among them            batch.h
 //   context and live rows forward, no gradient               batch.h: K/V kept, layer inputs of live rows kept
-//   loss of the graded rows, a slice at a time               loss.h
+//   loss of the graded rows, a slice at a time               loss.h, objective.h
 //   backward, layer by layer, last to first                  backward.h: recompute one layer, autograd inside it only
 //   gradients as factors (X, dY)                             weights/gradient.h
 //   proposal: scales, norms, checks                          optim/optimizer.h
@@ -14,44 +14,24 @@
 
 #include "train/backward.h"
 #include "train/batch.h"
+#include "train/guarded.h"
 #include "train/loss.h"
 #include "train/trainer.h"
 
 namespace lathe::train {
-namespace {
-
-Status validate_all(const model::Model& model, std::span<const data::Example> examples) {
-  if (examples.empty()) return invalid_argument("there is no example to learn from");
-  for (size_t i = 0; i < examples.size(); ++i) {
-    const Status valid = data::validate(examples[i], model.config().vocab_size, model.config().max_positions);
-    if (!valid.ok()) return examples.size() == 1 ? valid.error() : valid.error().at("example " + std::to_string(i));
-  }
-  return {};
-}
-
-// The border between torch's exceptions and our errors (docs/architecture.md).
-template <class Work>
-auto guarded(const char* what, Work&& work) -> decltype(work()) {
-  try {
-    return work();
-  } catch (const std::exception& e) {
-    return internal(std::string(what) + " failed: " + e.what());
-  }
-}
-
-}  // namespace
 
 Trainer::Trainer(const model::Model& model, const weights::WeightStore& store, weights::Gate& gate,
                  optim::OptimizerConfig optimizer)
     : model_(model), store_(store), gate_(gate), optimizer_(store, optimizer) {}
 
-Result<StepProposal> Trainer::propose(std::span<const data::Example> examples, const StepOptions& options) {
-  LATHE_TRY(validate_all(model_, examples));
+Result<StepProposal> Trainer::propose(std::span<const data::Example> examples, const StepOptions& options,
+                                      const Objective& objective) {
+  LATHE_TRY(data::validate(examples, model_.config().vocab_size, model_.config().max_positions));
   return guarded("the training step", [&]() -> Result<StepProposal> {
     const Batch batch = pack(examples, options.context);
     weights::GradientSet gradients(store_.parameters().size());
     StepProposal proposal{.tokens = batch.total_rows};
-    proposal.loss = backward(model_, batch, options.chunk_rows, gradients);
+    proposal.loss = backward(model_, batch, options.chunk_rows, gradients, objective);
     if (!std::isfinite(proposal.loss)) return invalid_argument("the loss is not finite; the update was dropped");
     proposal.graded_tokens = batch.weights.count_nonzero().item<int64_t>();
     proposal.update = LATHE_TRY(optimizer_.propose(std::move(gradients), options.learning_rate));
@@ -70,12 +50,15 @@ Result<StepReport> Trainer::commit(StepProposal proposal) {
   });
 }
 
-Result<double> Trainer::evaluate(std::span<const data::Example> examples, const StepOptions& options) const {
-  LATHE_TRY(validate_all(model_, examples));
-  return guarded("the evaluation", [&]() -> Result<double> {
+Result<Trainer::Evaluation> Trainer::evaluate(std::span<const data::Example> examples, const StepOptions& options,
+                                              const Objective& objective) const {
+  LATHE_TRY(data::validate(examples, model_.config().vocab_size, model_.config().max_positions));
+  return guarded("the evaluation", [&]() -> Result<Evaluation> {
     const Batch batch = pack(examples, options.context);
     const LiveForward live = forward_live(model_, batch, options.chunk_rows, /*keep_layers=*/false);
-    return mean_loss(model_, batch, live.inputs.back());
+    const GradedRows graded = graded_rows(batch);
+    const double size = objective.size(graded);
+    return Evaluation{loss_value(model_, graded, live.inputs.back(), objective, size), size};
   });
 }
 

@@ -7,11 +7,14 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "base/result.h"
 #include "data/example.h"
 #include "model/model.h"
 #include "optim/optimizer.h"
+#include "train/kl.h"
+#include "train/supervised.h"
 #include "weights/gate.h"
 
 namespace lathe::train {
@@ -23,7 +26,7 @@ struct StepOptions {
 };
 
 struct StepProposal {
-  double loss = 0;  // weighted mean over graded tokens, before the update
+  double loss = 0;  // the objective's mean, before the update
   int64_t graded_tokens = 0;
   int64_t tokens = 0;
   optim::Proposal update;
@@ -41,12 +44,25 @@ class Trainer {
 
   // Forward, loss, backward, scales. Touches no weight and no optimizer state. A non-finite loss or gradient is an
   // error that names it; invalid examples are refused before any work.
-  Result<StepProposal> propose(std::span<const data::Example> examples, const StepOptions& options);
+  Result<StepProposal> propose(std::span<const data::Example> examples, const StepOptions& options,
+                               const Objective& objective = kSupervised);
 
   Result<StepReport> commit(StepProposal proposal);
 
-  // Mean loss over the graded tokens with the present weights.
-  Result<double> evaluate(std::span<const data::Example> examples, const StepOptions& options) const;
+  // The objective's loss with the present weights, and what its mean is over (Objective::size).
+  struct Evaluation {
+    double loss = 0;
+    double size = 0;
+  };
+  Result<Evaluation> evaluate(std::span<const data::Example> examples, const StepOptions& options,
+                              const Objective& objective = kSupervised) const;
+
+  // Of each example, with the present weights, for Dpo and WithKl: log pi, and distributions of its graded rows as
+  // their `k` most probable tokens and the rest.
+  Result<std::vector<double>> answer_log_probabilities(std::span<const data::Example> examples,
+                                                       const StepOptions& options) const;
+  Result<std::vector<ReferenceDistributions>> take_references(std::span<const data::Example> examples, int64_t k,
+                                                              const StepOptions& options) const;
 
   optim::Optimizer& optimizer() { return optimizer_; }
 
