@@ -172,7 +172,7 @@ Status check_writable(io::Env& env, const Paths& paths, const std::vector<const 
 Result<std::unique_ptr<io::FileLock>> lock_directory(io::Env& env, const std::string& directory) {
   const Paths paths(directory);
   LATHE_TRY(env.create_directories(paths.lathe));
-  auto lock = env.lock(paths.lock);
+  auto lock = env.lock(paths.lock, io::IfLocked::kFail);
   if (!lock.ok() && lock.error().code == Code::kConflict) {
     return Error{Code::kConflict, "another lathe process works on " + directory + "; stop it, or talk to its server"};
   }

@@ -18,7 +18,13 @@ class StoppingEnv final : public io::Env {
   Result<io::FileStat> stat(const std::string& p) override { return real_.stat(p); }
   Result<std::vector<std::string>> list(const std::string& p) override { return real_.list(p); }
   Result<uint64_t> free_space(const std::string& p) override { return real_.free_space(p); }
-  Result<std::unique_ptr<io::FileLock>> lock(const std::string& p) override { return real_.lock(p); }
+  Result<std::unique_ptr<io::FileLock>> lock(const std::string& p, io::IfLocked w) override { return real_.lock(p, w); }
+  Result<std::unique_ptr<io::InPlaceFile>> open_in_place(const std::string& p) override {
+    return real_.open_in_place(p);
+  }
+  Result<std::string> read_link(const std::string& p) override { return real_.read_link(p); }
+  Status symlink(const std::string& a, const std::string& b) override { return real_.symlink(a, b); }
+  Status remove_directory(const std::string& p) override { return real_.remove_directory(p); }
   Status rename(const std::string& a, const std::string& b) override {
     return step([&] { return real_.rename(a, b); });
   }

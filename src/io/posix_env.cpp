@@ -102,6 +102,29 @@ class PosixWritableFile final : public WritableFile {
   std::string path_;
 };
 
+class PosixInPlaceFile final : public InPlaceFile {
+ public:
+  PosixInPlaceFile(Descriptor fd, std::string path, uint64_t size)
+      : fd_(std::move(fd)), path_(std::move(path)), size_(size) {}
+  Status write_at(uint64_t offset, std::span<const std::byte> bytes) override {
+    if (offset > size_ || bytes.size() > size_ - offset) return internal("a write beyond the end of " + path_);
+    while (!bytes.empty()) {
+      const ssize_t n = ::pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return failed("write", path_);
+      bytes = bytes.subspan(static_cast<size_t>(n));
+      offset += static_cast<uint64_t>(n);
+    }
+    return {};
+  }
+  Status sync() override { return ::fdatasync(fd_.get()) == 0 ? Status() : Status(failed("sync", path_)); }
+
+ private:
+  Descriptor fd_;
+  std::string path_;
+  uint64_t size_;
+};
+
 class PosixFileLock final : public FileLock {
  public:
   explicit PosixFileLock(Descriptor fd) : fd_(std::move(fd)) {}
@@ -138,6 +161,14 @@ class PosixEnv final : public Env {
     return std::unique_ptr<WritableFile>(std::make_unique<PosixWritableFile>(std::move(fd), path));
   }
 
+  Result<std::unique_ptr<InPlaceFile>> open_in_place(const std::string& path) override {
+    Descriptor fd = LATHE_TRY(open_file(path, O_WRONLY));
+    struct ::stat info {};
+    if (::fstat(fd.get(), &info) != 0) return failed("stat", path);
+    return std::unique_ptr<InPlaceFile>(
+        std::make_unique<PosixInPlaceFile>(std::move(fd), path, static_cast<uint64_t>(info.st_size)));
+  }
+
   Status rename(const std::string& from, const std::string& to) override {
     return ::rename(from.c_str(), to.c_str()) == 0 ? Status() : Status(failed("rename", from + " to " + to));
   }
@@ -146,8 +177,23 @@ class PosixEnv final : public Env {
     return ::link(existing.c_str(), name.c_str()) == 0 ? Status() : Status(failed("link", existing + " as " + name));
   }
 
+  Status symlink(const std::string& target, const std::string& name) override {
+    return ::symlink(target.c_str(), name.c_str()) == 0 ? Status() : Status(failed("make the symbolic link", name));
+  }
+
+  Result<std::string> read_link(const std::string& path) override {
+    std::error_code error;
+    const auto target = std::filesystem::read_symlink(path, error);
+    if (error) return io_error("cannot read the symbolic link " + path, error.value());
+    return target.string();
+  }
+
   Status remove(const std::string& path) override {
     return ::unlink(path.c_str()) == 0 ? Status() : Status(failed("remove", path));
+  }
+
+  Status remove_directory(const std::string& path) override {
+    return ::rmdir(path.c_str()) == 0 ? Status() : Status(failed("remove directory", path));
   }
 
   Status create_directories(const std::string& path) override {
@@ -165,7 +211,10 @@ class PosixEnv final : public Env {
     struct ::stat name {
     }, target{};
     if (::lstat(path.c_str(), &name) != 0) return failed("stat", path);
-    if (::stat(path.c_str(), &target) != 0) return failed("stat", path);
+    if (::stat(path.c_str(), &target) != 0) {
+      if (!S_ISLNK(name.st_mode) || errno != ENOENT) return failed("stat", path);
+      target = name;  // a link to nothing is itself still there
+    }
     return FileStat{.size = static_cast<uint64_t>(target.st_size),
                     .is_directory = S_ISDIR(target.st_mode),
                     .is_symlink = S_ISLNK(name.st_mode),
@@ -189,9 +238,14 @@ class PosixEnv final : public Env {
     return static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
   }
 
-  Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {
+  Result<std::unique_ptr<FileLock>> lock(const std::string& path, IfLocked if_locked) override {
     Descriptor fd = LATHE_TRY(open_file(path, O_RDWR | O_CREAT));
-    if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    const int mode = LOCK_EX | (if_locked == IfLocked::kFail ? LOCK_NB : 0);
+    int locked = 0;
+    do {
+      locked = ::flock(fd.get(), mode);
+    } while (locked != 0 && errno == EINTR);
+    if (locked != 0) {
       if (errno == EWOULDBLOCK) return Error{Code::kConflict, path + " is locked by another process", EWOULDBLOCK};
       return failed("lock", path);
     }
@@ -204,31 +258,6 @@ class PosixEnv final : public Env {
 Env& posix_env() {
   static PosixEnv env;
   return env;
-}
-
-Result<bool> Env::exists(const std::string& path) {
-  const Result<FileStat> found = stat(path);
-  if (found.ok()) return true;
-  if (found.error().code == Code::kNotFound) return false;
-  return found.error();
-}
-
-Result<std::string> read_text(Env& env, const std::string& path) {
-  const auto file = LATHE_TRY(env.open_read(path));
-  std::string text(file->size(), '\0');
-  LATHE_TRY(file->read_at(0, std::as_writable_bytes(std::span(text))));
-  return text;
-}
-
-Status write_text_atomically(Env& env, const std::string& path, std::string_view text) {
-  const std::string temporary = path + ".lathe-new";
-  const auto file = LATHE_TRY(env.create(temporary));
-  LATHE_TRY(file->append(std::as_bytes(std::span(text))));
-  LATHE_TRY(file->sync());
-  LATHE_TRY(file->close());
-  LATHE_TRY(env.rename(temporary, path));
-  const std::string parent = std::filesystem::path(path).parent_path().string();
-  return env.sync_directory(parent.empty() ? "." : parent);
 }
 
 }  // namespace lathe::io

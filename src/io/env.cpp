@@ -1,0 +1,68 @@
+#include "io/env.h"
+
+#include <filesystem>
+
+namespace lathe::io {
+
+Result<bool> Env::exists(const std::string& path) {
+  const Result<FileStat> found = stat(path);
+  if (found.ok()) return true;
+  if (found.error().code == Code::kNotFound) return false;
+  return found.error();
+}
+
+Result<std::string> read_text(Env& env, const std::string& path) {
+  const auto file = LATHE_TRY(env.open_read(path));
+  std::string text(file->size(), '\0');
+  LATHE_TRY(file->read_at(0, std::as_writable_bytes(std::span(text))));
+  return text;
+}
+
+std::string parent_directory(const std::string& path) {
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  return parent.empty() ? "." : parent;
+}
+
+Status create_directory_durably(Env& env, const std::string& path) {
+  LATHE_TRY(env.create_directories(path));
+  return env.sync_directory(parent_directory(path));
+}
+
+Status remove_if_there(Env& env, const std::string& path) {
+  const Status removed = env.remove(path);
+  if (!removed.ok() && removed.error().code != Code::kNotFound) return removed;
+  return {};
+}
+
+Status remove_tree(Env& env, const std::string& path) {
+  const Result<FileStat> found = env.stat(path);
+  if (!found.ok()) return found.error().code == Code::kNotFound ? Status() : Status(found.error());
+  if (!found->is_directory || found->is_symlink) return env.remove(path);
+  for (const std::string& name : LATHE_TRY(env.list(path))) LATHE_TRY(remove_tree(env, path + "/" + name));
+  return env.remove_directory(path);
+}
+
+namespace {
+
+Status write_durably(Env& env, const std::string& path, std::string_view text) {
+  const auto file = LATHE_TRY(env.create(path));
+  LATHE_TRY(file->append(std::as_bytes(std::span(text))));
+  LATHE_TRY(file->sync());
+  return file->close();
+}
+
+}  // namespace
+
+Status write_text_atomically(Env& env, const std::string& path, std::string_view text) {
+  const std::string temporary = path + ".lathe-new";
+  Status written = write_durably(env, temporary, text);
+  if (written.ok()) written = env.rename(temporary, path);
+  if (!written.ok()) {
+    // The failure is what is reported; litter is removed by recovery.
+    [[maybe_unused]] const Status removed = remove_if_there(env, temporary);
+    return written;
+  }
+  return env.sync_directory(parent_directory(path));
+}
+
+}  // namespace lathe::io
