@@ -59,12 +59,6 @@ DirectoryVersion version_of(const Json& json) {
   return v;
 }
 
-Status remove_if_there(io::Env& env, const std::string& path) {
-  const Status removed = env.remove(path);
-  if (!removed.ok() && removed.error().code != Code::kNotFound) return removed;
-  return {};
-}
-
 // Steps behind the point of no return. Each can be repeated: a shard whose new file is gone was already moved.
 Status finish_install(io::Env& env, const Paths& paths, const Intent& intent) {
   LATHE_TRY(env.create_directories(paths.previous));
