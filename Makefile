@@ -2,14 +2,17 @@
 .DEFAULT_GOAL := help
 .PHONY: setup build test demo test-reference bench format lint clean help
 
+# CUDA=1 builds for NVIDIA GPUs too, into build-cuda/ (docs/cuda.md).
+preset := $(if $(CUDA),cuda,cpu)
+
 setup:           ## install what is missing: packages, LibTorch, the model (VERIFY=1 re-reads every cached byte)
-	@scripts/setup.sh $(if $(VERIFY),--verify)
+	@scripts/setup.sh $(if $(VERIFY),--verify) $(if $(CUDA),--cuda)
 
-build: setup     ## build everything into build/
-	@scripts/build.sh cpu
+build: setup     ## build everything into build/ (CUDA=1: for NVIDIA GPUs too, into build-cuda/)
+	@scripts/build.sh $(preset)
 
-test: build      ## build and run every test
-	@scripts/test.sh cpu
+test: build      ## build and run every test (CUDA=1: of build-cuda/)
+	@scripts/test.sh $(preset)
 
 demo: build      ## teach a served model a fact, and undo it
 	@scripts/demo.sh
@@ -27,7 +30,7 @@ lint:            ## clang-format check, include layers, clang-tidy on the module
 	@scripts/lint.sh
 
 clean:           ## remove the build folders (the cache stays)
-	@rm -rf build build-core build-core-asan build-core-tsan build-tidy
+	@rm -rf build build-cuda build-core build-core-asan build-core-tsan build-tidy
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18

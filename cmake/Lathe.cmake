@@ -18,7 +18,10 @@ endif()
 
 add_library(lathe_warnings INTERFACE)
 # -Wrestrict: false positives on std::string concatenation in GCC 12.
-target_compile_options(lathe_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-missing-field-initializers -Wno-restrict -Werror)
+target_compile_options(lathe_warnings INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wno-missing-field-initializers -Wno-restrict -Werror>
+  # nvcc passes on to the host compiler code of its own making, which -Wpedantic and -Wshadow would blame on us.
+  $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wno-restrict,-Werror>)
 
 function(lathe_use_torch target)
   target_link_libraries(${target} PUBLIC lathe::torch)

@@ -11,6 +11,7 @@
 #include "checkpoint/model_dir.h"
 #include "checkpoint/sync.h"
 #include "commands.h"
+#include "gpu/device.h"
 #include "io/env.h"
 #include "model/config.h"
 #include "model/model.h"
@@ -43,12 +44,28 @@ Finding processor() {
               (features.empty() ? "no vector extensions Lathe uses: it will be slow" : features)};
 }
 
+// Having no GPU is no fault; having one that cannot be used is.
+Finding graphics() {
+  const auto found = gpu::inventory();
+  if (!found.ok()) return {"gpu", true, "none, the CPU is used: " + found.error().message};
+  std::string text;
+  for (const gpu::DeviceInfo& device : found->devices) {
+    text += (text.empty() ? "" : ", ") + device.name + " (compute capability " + std::to_string(device.major) + "." +
+            std::to_string(device.minor) + ", " + mebibytes(device.free_bytes) + " of " +
+            mebibytes(device.total_bytes) + " free)";
+  }
+  const auto opened = gpu::open("cuda");
+  return {"gpu", opened.ok(),
+          text + "; driver for CUDA " + found->driver + (opened.ok() ? "" : "; " + opened.error().message)};
+}
+
 class Doctor {
  public:
   explicit Doctor(std::string directory) : directory_(std::move(directory)) {}
 
   std::vector<Finding> examine() {
     findings_.push_back(processor());
+    findings_.push_back(graphics());
     if (directory_.empty()) return findings_;
     model::ModelConfig config;
     const bool known = read_config(config);

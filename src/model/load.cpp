@@ -7,7 +7,7 @@
 
 namespace lathe::model {
 
-Result<LoadedModel> load_model(io::Env& env, const std::string& directory) {
+Result<LoadedModel> load_model(io::Env& env, const std::string& directory, const weights::Placement& placement) {
   const std::string config_text = LATHE_TRY(io::read_text(env, directory + "/config.json"));
   std::string generation_text;
   if (LATHE_TRY(env.exists(directory + "/generation_config.json"))) {
@@ -16,7 +16,7 @@ Result<LoadedModel> load_model(io::Env& env, const std::string& directory) {
   ModelConfig config = LATHE_TRY(ModelConfig::parse(config_text, generation_text).at(directory));
   const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env, directory));
   const auto specs = Model::parameter_specs(config);
-  weights::WeightStore loaded = LATHE_TRY(weights::WeightStore::load(dir, specs).at(directory));
+  weights::WeightStore loaded = LATHE_TRY(weights::WeightStore::load(dir, specs, placement).at(directory));
   if (config.tie_embeddings && dir.find("lm_head.weight")) {
     return invalid_argument(directory +
                             ": config.json says tie_word_embeddings, but the checkpoint has its own lm_head.weight");

@@ -92,6 +92,6 @@ struct LoadedModel {
   std::unique_ptr<weights::WeightStore> store;
   std::unique_ptr<Model> model;
 };
-Result<LoadedModel> load_model(io::Env& env, const std::string& directory);
+Result<LoadedModel> load_model(io::Env& env, const std::string& directory, const weights::Placement& placement = {});
 
 }  // namespace lathe::model

@@ -103,12 +103,14 @@ void WeightStore::add(const std::string& name, at::Tensor data,
   parameters_.push_back(std::move(parameter));
 }
 
-Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs) {
+Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs,
+                                      const Placement& placement) {
   WeightStore store;
   for (const ParameterSpec& spec : specs) {
     at::Tensor data = LATHE_TRY(read_parameter(dir, spec));
     std::vector<std::pair<std::string, int64_t>> parts;
     for (const auto& part : spec.parts) parts.emplace_back(part.name, part.shape[0]);
+    data = data.to(placement.device, placement.dtype.value_or(data.scalar_type()));
     store.add(spec.name, std::move(data), parts, spec.vocabulary);
   }
   return store;

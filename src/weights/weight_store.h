@@ -12,6 +12,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -54,11 +55,18 @@ struct ParameterSpec {
   bool vocabulary = false;
 };
 
+// Where weights live, and as what.
+struct Placement {
+  at::Device device = at::kCPU;
+  std::optional<at::ScalarType> dtype;  // by default that of the checkpoint; another is for comparisons only
+};
+
 class WeightStore {
  public:
   // Reads every spec'd tensor into owned memory. Refuses by name: a missing tensor, another shape than expected, a
   // dtype other than BF16 or F32, parts of one parameter that differ in dtype, NaN or infinite weights.
-  static Result<WeightStore> load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs);
+  static Result<WeightStore> load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs,
+                                  const Placement& placement = {});
 
   // Adds a parameter made of named parts of `rows` rows each, over memory that `data` owns. For tests and importers.
   void add(const std::string& name, at::Tensor data, const std::vector<std::pair<std::string, int64_t>>& parts,

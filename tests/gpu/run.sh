@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Runs a packed build (scripts/pack.sh) on a machine with a GPU: doctor, the GPU tests, parity in fp32 and bf16, the benchmark.
+# Needs a torch 2.11.0 with CUDA that `python3` can import; nothing is built. Prints a short table last, full logs go to $OUT.
+# usage: run.sh [doctor] [tests] [parity] [attention] [bench]    (all of them)
+#   GOLDEN=folder of reference folders    BENCH="arguments of gpu_bench"
+set -uo pipefail
+pack=$(cd "$(dirname "$0")" && pwd)
+OUT=${OUT:-$(mktemp -d)}
+steps=${*:-doctor tests parity attention bench}
+torch=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))') || exit 2
+LD_LIBRARY_PATH=$torch/lib:$(ls -d "$torch"/../nvidia/*/lib | paste -sd:):$pack/lib:${LD_LIBRARY_PATH:-}
+export LD_LIBRARY_PATH
+summary=()
+
+# note NAME EXIT_CODE TEXT...
+note() { summary+=("$(printf '%-4s %-34s %s' "$([ "$2" = 0 ] && echo ok || echo FAIL)" "$1" "${*:3}")"); }
+
+run_doctor() {
+  "$pack/bin/lathe" doctor 2>&1 | tee "$OUT/doctor.log"
+  note doctor "${PIPESTATUS[0]}" "$(grep -m1 gpu "$OUT/doctor.log")"
+}
+
+run_tests() {
+  local program code
+  for program in "$pack"/bin/gpu_*_test; do
+    timeout 200 "$program" --gtest_brief=1 >"$OUT/$(basename "$program").log" 2>&1
+    code=$?
+    [ $code = 0 ] || tail -n 40 "$OUT/$(basename "$program").log"
+    note "$(basename "$program")" $code "$(grep -E '^\[  (PASSED|FAILED|SKIPPED)' "$OUT/$(basename "$program").log" | tr '\n' ' ')"
+  done
+}
+
+run_parity() {
+  local folder dtype line code
+  for folder in "${GOLDEN:?name the folder of the reference folders}"/*/; do
+    [ -f "$folder/reference.safetensors" ] || continue
+    for dtype in fp32 bf16; do
+      [ $dtype = fp32 ] || [ -f "$folder/transformers_bf16_error.json" ] || continue
+      line=$(timeout 100 "$pack/bin/parity" "$folder" --device cuda --dtype $dtype 2>&1)
+      code=$?
+      echo "$line" | tee -a "$OUT/parity.log" | tail -n 3
+      note "parity $(basename "$folder") $dtype" $code "$(sed -nE 's/.*"full_logits":([^,]*).*"full_grad":([^,]*).*"frozen_logits":([^,]*).*"frozen_grad":([^,]*).*/logits \1 grad \2 frozen \3 \4/p' <<<"$line" | tail -n 1)"
+    done
+  done
+}
+
+run_attention() {
+  timeout 200 "$pack/bin/gpu_bench" --attention 2>&1 | tee "$OUT/attention.log"
+  note attention "${PIPESTATUS[0]}"
+}
+
+run_bench() {
+  timeout 500 "$pack/bin/gpu_bench" ${BENCH:-} 2>&1 | tee "$OUT/bench.log"
+  note bench "${PIPESTATUS[0]}"
+}
+
+for step in $steps; do
+  begin=$SECONDS
+  run_"$step"
+  echo "-- $step took $((SECONDS - begin)) s"
+done
+printf '\n'
+printf '%s\n' "${summary[@]}"
+! printf '%s\n' "${summary[@]}" | grep -q ^FAIL
