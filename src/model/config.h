@@ -1,6 +1,6 @@
 // ModelConfig: what config.json says, in one struct for all architectures. Sizes come from here, never from constants.
 //
-// Threads: a value. Source of the fields: transformers' configuration files of llama, qwen2 and qwen3.
+// Threads: a value. Source of the fields: transformers' configuration files of llama, qwen2, qwen3 and qwen3_5.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +13,35 @@
 
 namespace lathe::model {
 
-enum class Architecture { kLlama, kQwen2, kQwen3 };
+enum class Architecture { kLlama, kQwen2, kQwen3, kQwen3_5 };
+
+// What mixes the tokens of a layer.
+enum class Mixer { kAttention, kDelta };
 
 // Rescaling of rotary frequencies, rope_type "llama3" (Llama 3.1 and later).
 struct Llama3Rope {
   double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
   double original_max_positions = 8192;
+};
+
+// How a norm applies its weight to n = x / sqrt(mean(x²) + eps); c rounds to the compute dtype.
+enum class NormStyle {
+  kPlain,        // w * c(n): rounded before the weight
+  kZeroCentred,  // c((1 + w) * n): rounded behind it
+};
+
+// Gated DeltaNet layers (qwen3_5): value head h reads the query and key of head h / (value_heads / key_heads).
+struct DeltaConfig {
+  int64_t key_heads = 0;
+  int64_t value_heads = 0;
+  int64_t key_dim = 0;    // of one head
+  int64_t value_dim = 0;  // of one head
+  int64_t kernel = 0;     // of the causal convolution over time
+
+  int64_t keys() const { return key_heads * key_dim; }
+  int64_t values() const { return value_heads * value_dim; }
+  int64_t channels() const { return 2 * keys() + values(); }  // that the convolution sees: queries, keys, values
+  bool operator==(const DeltaConfig&) const = default;
 };
 
 struct ModelConfig {
@@ -27,9 +50,10 @@ struct ModelConfig {
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
   int64_t layers = 0;
-  int64_t heads = 0;     // query heads
-  int64_t kv_heads = 0;  // key and value heads; divides heads
-  int64_t head_dim = 0;  // heads * head_dim need not be hidden_size
+  int64_t heads = 0;       // query heads
+  int64_t kv_heads = 0;    // key and value heads; divides heads
+  int64_t head_dim = 0;    // heads * head_dim need not be hidden_size
+  int64_t rotary_dim = 0;  // the first dimensions of a head, which rotate; the others pass
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
   std::optional<Llama3Rope> llama3_rope;
@@ -39,11 +63,18 @@ struct ModelConfig {
   bool output_bias = false;  // of o_proj
   bool mlp_bias = false;
   bool qk_norm = false;
+  bool attention_gate = false;  // q_proj holds a query and a gate per head; sigmoid(gate) scales what attention gives
+  NormStyle norm = NormStyle::kPlain;
+  std::vector<Mixer> mixers;      // one per layer
+  DeltaConfig delta;              // of the layers that are kDelta
+  std::string prefix = "model.";  // of the tensors of the text model; the head is always lm_head.weight
   // transformers builds the embedding with padding_idx = pad_token_id: that row gets no gradient from the look-up.
   // Kept, so that a fine-tune here is the fine-tune they know.
   std::optional<int64_t> pad_token;
   std::optional<int64_t> bos_token;
   std::vector<int64_t> eos_tokens;  // of config.json and generation_config.json together
+
+  bool has_delta() const;  // whether any layer is kDelta
 
   // Unsupported architectures, rope types, activations, sliding windows and quantisation are refused by name.
   static Result<ModelConfig> parse(std::string_view config_json, std::string_view generation_config_json = "");

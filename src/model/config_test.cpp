@@ -49,6 +49,56 @@ TEST(Config, MergesTheStopTokensOfGenerationConfig) {
   EXPECT_EQ(c->eos_tokens, (std::vector<int64_t>{2, 3, 9}));
 }
 
+constexpr const char* kHybrid = R"("model_type":"qwen3_5_text","vocab_size":100,"hidden_size":32,"intermediate_size":64,
+  "num_hidden_layers":4,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":32,"linear_num_key_heads":2,
+  "linear_num_value_heads":6,"linear_key_head_dim":16,"linear_value_head_dim":8)";
+
+Result<ModelConfig> hybrid(const std::string& extra) {
+  std::string json = "{";
+  json.append(kHybrid).append(extra.empty() ? "" : ",").append(extra).append("}");
+  return ModelConfig::parse(json);
+}
+
+TEST(Config, ReadsHybrids) {
+  const auto c = hybrid("");
+  ASSERT_TRUE(c.ok()) << c.error().message;
+  EXPECT_EQ(c->mixers, (std::vector<Mixer>{Mixer::kDelta, Mixer::kDelta, Mixer::kDelta, Mixer::kAttention}));
+  EXPECT_EQ(c->delta, (DeltaConfig{.key_heads = 2, .value_heads = 6, .key_dim = 16, .value_dim = 8, .kernel = 4}));
+  EXPECT_EQ(c->delta.channels(), 2 * 32 + 48);
+  EXPECT_EQ(c->rotary_dim, 8);
+  EXPECT_TRUE(c->attention_gate && c->qk_norm);
+  EXPECT_EQ(c->norm, NormStyle::kZeroCentred);
+  EXPECT_EQ(hybrid(R"("rope_parameters":{"partial_rotary_factor":0.5})")->rotary_dim, 16);
+  EXPECT_EQ(hybrid(R"("full_attention_interval":2)")->mixers[1], Mixer::kAttention);
+  const auto listed =
+      hybrid(R"("layer_types":["full_attention","full_attention","linear_attention","full_attention"])");
+  EXPECT_EQ(listed->mixers[2], Mixer::kDelta);
+  EXPECT_EQ(listed->mixers[3], Mixer::kAttention);
+}
+
+TEST(Config, FindsTheTextModelInItsWrapper) {
+  const auto c = ModelConfig::parse(R"({"model_type":"qwen3_5","tie_word_embeddings":true,"text_config":{)" +
+                                    std::string(kHybrid) + R"(},"vision_config":{"depth":2}})");
+  ASSERT_TRUE(c.ok()) << c.error().message;
+  EXPECT_EQ(c->prefix, "model.language_model.");
+  EXPECT_TRUE(c->tie_embeddings);
+  EXPECT_EQ(c->layers, 4);
+}
+
+TEST(Config, RefusesHybridsByName) {
+  const auto refused = [](const std::string& extra) {
+    const auto c = hybrid(extra);
+    return c.ok() ? "accepted" : c.error().message;
+  };
+  EXPECT_NE(refused(R"("layer_types":["full_attention"])").find("1 entries for 4 layers"), std::string::npos);
+  EXPECT_NE(refused(R"("layer_types":["a","a","a","a"])").find("layer type 'a'"), std::string::npos);
+  EXPECT_NE(refused(R"("linear_num_key_heads":4)").find("multiple of linear_num_key_heads"), std::string::npos);
+  EXPECT_NE(refused(R"("output_gate_type":"sigmoid")").find("sigmoid"), std::string::npos);
+  EXPECT_NE(refused(R"("partial_rotary_factor":0.1)").find("even"), std::string::npos);
+  EXPECT_NE(refused(R"("partial_rotary_factor":2)").find("partial_rotary_factor"), std::string::npos);
+  EXPECT_NE(ModelConfig::parse(R"({"model_type":"qwen3_5"})").error().message.find("text_config"), std::string::npos);
+}
+
 TEST(Config, RefusesByName) {
   EXPECT_NE(refusal(R"("rope_scaling":{"type":"yarn","factor":4})").find("yarn"), std::string::npos);
   EXPECT_NE(refusal(R"("quantization_config":{"bits":4})").find("quantised"), std::string::npos);

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "model/cpu_ops.h"
+#include "model/saved_pointer.h"
 
 namespace lathe::model {
 namespace {
@@ -13,16 +14,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using weights::GradientSink;
 using weights::Parameter;
-
-// Pointers travel through autograd's saved data as integers: parameters and sink outlive the backward pass by contract.
-template <class T>
-int64_t as_int(T* pointer) {
-  return reinterpret_cast<int64_t>(pointer);
-}
-template <class T>
-T* as_pointer(const AutogradContext* context, const char* name) {
-  return reinterpret_cast<T*>(context->saved_data.at(name).toInt());
-}
 
 // y = x Wᵀ + b. Backward: dx = dy W goes on; (x, dy) and Σ dy go to the sink.
 struct FactoredLinear : torch::autograd::Function<FactoredLinear> {
@@ -40,34 +31,48 @@ struct FactoredLinear : torch::autograd::Function<FactoredLinear> {
     auto* sink = as_pointer<GradientSink>(context, "sink");
     const at::Tensor dy = gradients[0].contiguous();
     sink->linear(*weight, context->get_saved_variables()[0], dy);
-    if (bias) sink->vector(*bias, dy.sum(0, /*keepdim=*/false, at::kFloat));
+    if (bias) sink->vector(*bias, dy.sum(0, /*keepdim=*/false, wide_type(dy)));
     return {at::mm(dy, weight->data), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
-// n = x r, y = w c(n), r = 1/sqrt(mean(x²) + eps). Backward, all in fp32: dn = dy w, dx = r (dn - n mean(dn n)), dw = Σ
-// dy n.
+// n = x r with r = 1/sqrt(mean(x²) + eps), fp32.
+struct Normed {
+  at::Tensor n, r;
+  Normed(const at::Tensor& x, double eps) {
+    const at::Tensor wide = x.to(wide_type(x));
+    r = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps);
+    n = wide * r;
+  }
+  at::Tensor weighted(const at::Tensor& w, NormStyle style, at::ScalarType compute) const {
+    if (style == NormStyle::kPlain) return n.to(compute) * w;
+    return (n * (1 + w.to(n.scalar_type()))).to(compute);
+  }
+};
+
+// Backward, all in fp32 with ŵ = w or 1 + w: dn = dy ŵ, dx = r (dn - n mean(dn n)), dw = Σ dy n.
 struct SinkRmsNorm : torch::autograd::Function<SinkRmsNorm> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Parameter* weight, double eps,
-                            GradientSink* sink) {
-    const at::Tensor wide = x.to(at::kFloat);
-    const at::Tensor r = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps);
-    context->save_for_backward({x, r});
+                            bool zero_centred, GradientSink* sink) {
+    const Normed normed(x, eps);
+    context->save_for_backward({x, normed.r});
     context->saved_data["weight"] = as_int(weight);
+    context->saved_data["zero_centred"] = zero_centred;
     context->saved_data["sink"] = as_int(sink);
-    return (wide * r).to(x.scalar_type()) * weight->data;
+    return normed.weighted(weight->data, zero_centred ? NormStyle::kZeroCentred : NormStyle::kPlain, x.scalar_type());
   }
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const auto* weight = as_pointer<const Parameter>(context, "weight");
     auto* sink = as_pointer<GradientSink>(context, "sink");
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor& r = saved[1];
-    const at::Tensor n = saved[0].to(at::kFloat) * r;
-    const at::Tensor dy = gradients[0].to(at::kFloat);
+    const at::Tensor &x = saved[0], &r = saved[1];
+    const at::Tensor n = x.to(r.scalar_type()) * r;
+    const at::Tensor dy = gradients[0].to(r.scalar_type());
     sink->vector(*weight, (dy * n).reshape({-1, n.size(-1)}).sum(0));
-    const at::Tensor dn = dy * weight->data.to(at::kFloat);
+    const double offset = context->saved_data.at("zero_centred").toBool() ? 1 : 0;
+    const at::Tensor dn = dy * (weight->data.to(r.scalar_type()) + offset);
     const at::Tensor dx = r * (dn - n * (dn * n).mean(-1, /*keepdim=*/true));
-    return {dx.to(gradients[0].scalar_type()), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {dx.to(x.scalar_type()), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -80,20 +85,22 @@ at::Tensor linear(const at::Tensor& x, const Parameter& weight, const Parameter*
   return at::linear(x, weight.data, bias ? std::optional<at::Tensor>(bias->data) : std::nullopt);
 }
 
-at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps, GradientSink* sink) {
-  if (sink && at::GradMode::is_enabled()) return SinkRmsNorm::apply(x, &weight, eps, sink);
-  if (cpu::can_serve(x)) return cpu::rms_norm(x, weight.data, eps);
-  const at::Tensor wide = x.to(at::kFloat);
-  const at::Tensor r = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps);
-  return (wide * r).to(x.scalar_type()) * weight.data;
+at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps, NormStyle style, GradientSink* sink) {
+  if (sink && at::GradMode::is_enabled())
+    return SinkRmsNorm::apply(x, &weight, eps, style == NormStyle::kZeroCentred, sink);
+  if (style == NormStyle::kPlain && cpu::can_serve(x) && weight.data.scalar_type() == x.scalar_type())
+    return cpu::rms_norm(x, weight.data, eps);
+  return Normed(x, eps).weighted(weight.data, style, x.scalar_type());
 }
 
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  if (cpu::can_serve(x)) return cpu::rotate(x, cos, sin);
-  const int64_t half = x.size(-1) / 2;
+  const int64_t half = cos.size(1), rotating = 2 * half;
+  if (cpu::can_serve(x) && rotating == x.size(-1)) return cpu::rotate(x, cos, sin);
   const at::Tensor first = x.narrow(-1, 0, half), second = x.narrow(-1, half, half);
   const at::Tensor c = cos.unsqueeze(1), s = sin.unsqueeze(1);
-  return at::cat({first * c - second * s, second * c + first * s}, -1);
+  std::vector<at::Tensor> pieces{first * c - second * s, second * c + first * s};
+  if (rotating < x.size(-1)) pieces.push_back(x.narrow(-1, rotating, x.size(-1) - rotating));
+  return at::cat(pieces, -1);
 }
 
 at::Tensor silu_mul(const at::Tensor& gate_up) {

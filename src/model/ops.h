@@ -6,24 +6,32 @@
 // modeling_qwen3.py.
 //
 // Shapes: N packed rows, D hidden size, H query heads, G key/value heads, K head size.
-// Dtype: the compute dtype c (bf16 or fp32) in and out; what is fp32 inside is said below.
+// Dtype: the compute dtype c (bf16 or fp32; fp64 for comparisons) in and out; what is fp32 inside is said below.
 // Threads: any; no state.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include "model/config.h"
 #include "weights/gradient.h"
 
 namespace lathe::model {
+
+// The dtype of statistics, recurrences and parameters' gradients: fp32, or fp64 where a comparison computes in fp64.
+inline at::ScalarType wide_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 // x Wᵀ + b, x [N, in] -> [N, out]. `bias` may be null. fp32 accumulation inside the GEMM.
 at::Tensor linear(const at::Tensor& x, const weights::Parameter& weight, const weights::Parameter* bias,
                   weights::GradientSink* sink);
 
-// RMSNorm over the last dimension: w * c(x / sqrt(mean(x²) + eps)), statistics in fp32, rounded to c before the weight.
-at::Tensor rms_norm(const at::Tensor& x, const weights::Parameter& weight, double eps, weights::GradientSink* sink);
+// RMSNorm over the last dimension, statistics in fp32. The result has the wider dtype of x and weight.
+at::Tensor rms_norm(const at::Tensor& x, const weights::Parameter& weight, double eps, NormStyle style,
+                    weights::GradientSink* sink);
 
-// Rotates half-split pairs (j, j + K/2) of x [N, heads, K] by the tables [N, K/2].
+// Rotates half-split pairs (j, j + r/2) of the first r dimensions of x [N, heads, K] by the tables [N, r/2]; the others
+// pass.
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 
 // silu(gate) * up from the fused [N, 2I] -> [N, I].

@@ -44,8 +44,8 @@ TEST_P(ServingOps, RmsNorm) {
   const at::Tensor x = bf16({5, 2, n});
   const at::Tensor wide = x.to(at::kFloat);
   const at::Tensor twin = (wide * at::rsqrt(wide.square().mean(-1, true) + 1e-5)).to(at::kBFloat16) * w.data;
-  EXPECT_LT(worst(rms_norm(x, w, 1e-5, nullptr), twin), 1.0 / 256);
-  EXPECT_LT(worst(rms_norm(x.transpose(0, 1), w, 1e-5, nullptr), twin.transpose(0, 1)), 1.0 / 256);
+  EXPECT_LT(worst(rms_norm(x, w, 1e-5, NormStyle::kPlain, nullptr), twin), 1.0 / 256);
+  EXPECT_LT(worst(rms_norm(x.transpose(0, 1), w, 1e-5, NormStyle::kPlain, nullptr), twin.transpose(0, 1)), 1.0 / 256);
 }
 
 TEST_P(ServingOps, RotateIsBitForBitTheTwin) {

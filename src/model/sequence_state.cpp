@@ -7,18 +7,21 @@
 namespace lathe::model {
 
 SequenceState::SequenceState(const ModelConfig& config, at::TensorOptions options, int64_t expected_tokens) {
-  keys_.reserve(config.layers);
-  values_.reserve(config.layers);
+  keys_.resize(config.layers);
+  values_.resize(config.layers);
+  delta_.resize(config.layers);
   for (int64_t layer = 0; layer < config.layers; ++layer) {
-    keys_.push_back(at::empty({config.kv_heads, expected_tokens, config.head_dim}, options));
-    values_.push_back(at::empty({config.kv_heads, expected_tokens, config.head_dim}, options));
+    if (config.mixers[layer] != Mixer::kAttention) continue;
+    keys_[layer] = at::empty({config.kv_heads, expected_tokens, config.head_dim}, options);
+    values_[layer] = at::empty({config.kv_heads, expected_tokens, config.head_dim}, options);
   }
 }
 
 int64_t SequenceState::bytes() const {
   int64_t sum = 0;
+  const auto add = [&](const at::Tensor& t) { sum += t.defined() ? static_cast<int64_t>(t.nbytes()) : 0; };
   for (size_t layer = 0; layer < keys_.size(); ++layer) {
-    sum += static_cast<int64_t>(keys_[layer].nbytes() + values_[layer].nbytes());
+    add(keys_[layer]), add(values_[layer]), add(delta_[layer].history), add(delta_[layer].recurrent);
   }
   return sum;
 }

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <optional>
 
 namespace lathe::train {
 namespace {
@@ -12,38 +13,62 @@ struct Copy {
   int64_t from = 0, to = 0, count = 0;
 };
 
-// The next at most `limit` rows of the batch as one packed forward pass. `sequence` and `position` say where the last
-// chunk stopped and are moved on.
-struct Chunk {
+// All rows of a batch in order, as packed forward passes.
+class Walk {
+ public:
+  Walk(const model::Model& model, const Batch& batch)
+      : batch_(batch), cut_(model.config().has_delta()), positions_(batch.tokens.size(), 0) {
+    for (const auto& tokens : batch.tokens) states.push_back(model.new_state(std::ssize(tokens)));
+  }
+
+  // The next at most `limit` rows; false at the end. A chunk holds at most one run of each sequence.
+  bool next(int64_t limit) {
+    ids.clear(), runs.clear(), copies.clear();
+    for (size_t sequence = 0; sequence < positions_.size() && std::ssize(ids) < limit; ++sequence) {
+      const std::vector<int64_t>& tokens = batch_.tokens[sequence];
+      int64_t& position = positions_[sequence];
+      const int64_t end = std::min(next_cut(sequence), position + limit - std::ssize(ids));
+      if (position == end) continue;
+      add_copies(static_cast<int64_t>(sequence), position, end);
+      runs.push_back(
+          {.begin = std::ssize(ids), .count = end - position, .position = position, .state = &states[sequence]});
+      ids.insert(ids.end(), tokens.begin() + position, tokens.begin() + end);
+      position = end;
+    }
+    return !ids.empty();
+  }
+
+  std::vector<model::SequenceState> states;  // one per sequence
   std::vector<int64_t> ids;
   std::vector<model::Run> runs;
   std::vector<Copy> copies;
 
-  Chunk(const Batch& batch, std::vector<model::SequenceState>& states, size_t& sequence, int64_t& position,
-        int64_t limit) {
-    while (sequence < batch.tokens.size() && static_cast<int64_t>(ids.size()) < limit) {
-      const std::vector<int64_t>& tokens = batch.tokens[sequence];
-      const auto begin = static_cast<int64_t>(ids.size());
-      const int64_t count = std::min(limit - begin, static_cast<int64_t>(tokens.size()) - position);
-      runs.push_back({.begin = begin, .count = count, .position = position, .state = &states[sequence]});
-      ids.insert(ids.end(), tokens.begin() + position, tokens.begin() + position + count);
-      add_copies(batch, static_cast<int64_t>(sequence), position, count, begin);
-      position += count;
-      if (position == static_cast<int64_t>(tokens.size())) {
-        ++sequence;
-        position = 0;
+ private:
+  // A recurrence has no past states to look up: where a live run begins, the walk has to stop for a snapshot.
+  int64_t next_cut(size_t sequence) const {
+    int64_t cut = std::ssize(batch_.tokens[sequence]);
+    for (const LiveRun& live : batch_.live) {
+      if (cut_ && live.sequence == static_cast<int64_t>(sequence) && live.position > positions_[sequence])
+        cut = std::min(cut, live.position);
+    }
+    return cut;
+  }
+
+  void add_copies(int64_t sequence, int64_t position, int64_t end) {
+    for (const LiveRun& live : batch_.live) {
+      if (live.sequence != sequence) continue;
+      const int64_t first = std::max(position, live.position), last = std::min(end, live.position + live.count);
+      if (first < last) {
+        copies.push_back({.from = std::ssize(ids) + first - position,
+                          .to = live.begin + first - live.position,
+                          .count = last - first});
       }
     }
   }
 
-  void add_copies(const Batch& batch, int64_t sequence, int64_t position, int64_t count, int64_t begin) {
-    for (const LiveRun& live : batch.live) {
-      if (live.sequence != sequence) continue;
-      const int64_t first = std::max(position, live.position);
-      const int64_t last = std::min(position + count, live.position + live.count);
-      if (first < last) copies.push_back({begin + first - position, live.begin + first - live.position, last - first});
-    }
-  }
+  const Batch& batch_;
+  bool cut_;
+  std::vector<int64_t> positions_;
 };
 
 }  // namespace
@@ -84,26 +109,34 @@ Batch pack(std::span<const data::Example> examples, std::span<const std::vector<
 LiveForward forward_live(const model::Model& model, const Batch& batch, int64_t chunk_rows, bool keep_layers) {
   const int64_t layers = model.config().layers;
   LiveForward out;
-  for (const auto& tokens : batch.tokens) out.states.push_back(model.new_state(static_cast<int64_t>(tokens.size())));
   out.inputs.resize(keep_layers ? layers + 1 : 1);
   for (at::Tensor& input : out.inputs)
     input = at::empty({batch.live_rows, model.config().hidden_size}, model.options());
-
-  size_t sequence = 0;
-  int64_t position = 0;
-  while (sequence < batch.tokens.size()) {
-    const Chunk chunk(batch, out.states, sequence, position, chunk_rows);
-    const auto keep = [&](int64_t layer, const at::Tensor& x) {
-      if (!keep_layers && layer != layers) return;
-      at::Tensor& input = out.inputs[keep_layers ? layer : 0];
-      for (const Copy& copy : chunk.copies)
-        input.narrow(0, copy.to, copy.count).copy_(x.narrow(0, copy.from, copy.count));
-    };
-    model.forward(at::tensor(chunk.ids, at::kLong).to(model.options().device()), chunk.runs, keep);
+  Walk walk(model, batch);
+  const auto keep = [&](int64_t layer, const at::Tensor& x) {
+    if (!keep_layers && layer != layers) return;
+    at::Tensor& input = out.inputs[keep_layers ? layer : 0];
+    for (const Copy& copy : walk.copies) input.narrow(0, copy.to, copy.count).copy_(x.narrow(0, copy.from, copy.count));
+  };
+  std::vector<std::optional<model::SequenceState>> snapshots(batch.live.size());
+  while (walk.next(chunk_rows)) {
+    for (size_t i = 0; keep_layers && i < snapshots.size(); ++i) {
+      for (const model::Run& run : walk.runs) {
+        const LiveRun& live = batch.live[i];
+        const bool begins = run.state == &walk.states[live.sequence] && run.position == live.position;
+        if (begins) snapshots[i] = *run.state;
+      }
+    }
+    model.forward(at::tensor(walk.ids, at::kLong).to(model.options().device()), walk.runs, keep);
   }
-  for (const LiveRun& live : batch.live) {
-    out.runs.push_back(
-        {.begin = live.begin, .count = live.count, .position = live.position, .state = &out.states[live.sequence]});
+  if (!keep_layers) return out;
+  for (size_t i = 0; i < snapshots.size(); ++i) {
+    // Keys and values can be looked up at any time: the last state serves where nothing stopped for a snapshot.
+    out.states.push_back(snapshots[i] ? std::move(*snapshots[i]) : walk.states[batch.live[i].sequence]);
+  }
+  for (size_t i = 0; i < snapshots.size(); ++i) {
+    const LiveRun& live = batch.live[i];
+    out.runs.push_back({.begin = live.begin, .count = live.count, .position = live.position, .state = &out.states[i]});
   }
   return out;
 }

@@ -40,13 +40,13 @@ Batch pack(std::span<const data::Example> examples, data::ContextMode mode);  //
 
 // What one pass over a batch without gradient leaves behind.
 struct LiveForward {
-  std::vector<model::SequenceState> states;  // one per sequence, all rows
+  std::vector<model::SequenceState> states;  // one per live run: its sequence's state as the run begins
   std::vector<at::Tensor> inputs;  // [layers + 1] of [live_rows, D]: input of each layer, then the last output
   std::vector<model::Run> runs;    // the live rows as runs over `states`
 };
 
 // Runs all rows through the model in chunks of at most `chunk_rows`, keeping each layer's input of the live rows. With
-// `keep_layers` false only the last output is kept (inputs then has one entry).
+// `keep_layers` false only the last output is kept (inputs then has one entry, states and runs none).
 LiveForward forward_live(const model::Model& model, const Batch& batch, int64_t chunk_rows, bool keep_layers);
 
 }  // namespace lathe::train

@@ -97,7 +97,7 @@ LossGradient loss_gradient(const model::Model& model, const GradedRows& graded, 
     at::Tensor h;
     {
       const at::AutoGradMode with_grad(true);
-      h = model::rms_norm(leaf, model.final_norm(), model.config().rms_norm_eps, &sink);
+      h = model.final_normed(leaf, &sink);
     }
     const at::NoGradGuard no_grad;
     const at::Tensor h_value = h.detach();

@@ -56,13 +56,18 @@ bool all_finite(const at::Tensor& t) {
                                        : all_finite<uint16_t>(bytes, t.nbytes(), 0x7F80U);
 }
 
+// Rows of a part as the store counts them: all elements where the tensor is held flat.
+int64_t held_rows(const std::vector<int64_t>& shape) {
+  return shape.size() <= 2 ? shape[0] : c10::multiply_integers(shape);
+}
+
 // Allocates the parameter's memory and copies its parts in, one after the other.
 Result<at::Tensor> read_parameter(const checkpoint::ModelDir& dir, const ParameterSpec& spec) {
   const auto* first = LATHE_TRY(find(dir, spec.parts.front()));
   const at::ScalarType dtype = LATHE_TRY(scalar_type(*first));
-  std::vector<int64_t> shape = first->shape;
-  shape[0] = 0;
-  for (const auto& part : spec.parts) shape[0] += part.shape[0];
+  std::vector<int64_t> shape{0};
+  for (const auto& part : spec.parts) shape[0] += held_rows(part.shape);
+  if (first->shape.size() == 2) shape.push_back(first->shape[1]);
   at::Tensor data = at::empty(shape, at::TensorOptions().dtype(dtype));
   int64_t row = 0;
   for (const auto& part : spec.parts) {
@@ -71,11 +76,11 @@ Result<at::Tensor> read_parameter(const checkpoint::ModelDir& dir, const Paramet
       return unsupported("tensors " + first->name + " and " + info->name +
                          " have different dtypes; Lathe keeps them in one matrix");
     }
-    const at::Tensor view = data.narrow(0, row, part.shape[0]);
+    const at::Tensor view = data.narrow(0, row, held_rows(part.shape));
     LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(view.mutable_data_ptr()), view.nbytes()}));
     if (!all_finite(view))
       return corruption("tensor " + part.name + " holds NaN or infinite values; the checkpoint is damaged");
-    row += part.shape[0];
+    row += held_rows(part.shape);
   }
   return data;
 }
@@ -109,7 +114,7 @@ Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span
   for (const ParameterSpec& spec : specs) {
     at::Tensor data = LATHE_TRY(read_parameter(dir, spec));
     std::vector<std::pair<std::string, int64_t>> parts;
-    for (const auto& part : spec.parts) parts.emplace_back(part.name, part.shape[0]);
+    for (const auto& part : spec.parts) parts.emplace_back(part.name, held_rows(part.shape));
     data = data.to(placement.device, placement.dtype.value_or(data.scalar_type()));
     store.add(spec.name, std::move(data), parts, spec.vocabulary);
   }

@@ -40,7 +40,7 @@ struct Parameter {
   int64_t id = 0;  // position in WeightStore::parameters()
   std::string name;
   bool vocabulary = false;  // embedding or head: one row per token
-  at::Tensor data;          // [out, in] or [n]; bf16 or fp32
+  at::Tensor data;          // [out, in] or [n]; bf16 or fp32. Tensors of more dimensions are held flat, as [n]
   std::vector<Part> parts;
 };
 
