@@ -61,8 +61,8 @@ at::Tensor projection(const OptimizerConfig& config, int64_t rank, int64_t m, bo
   return p / std::sqrt(static_cast<double>(rank));
 }
 
-ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const at::Tensor& p, Granularity granularity,
-                       const Moments& moments, const OptimizerConfig& config) {
+ApolloStep apollo_step(const PartGradient& gradient, const SquaredNorms& norms, const at::Tensor& p,
+                       Granularity granularity, const Moments& moments, const OptimizerConfig& config) {
   const at::Tensor r = gradient.project(p);
   ApolloStep step;
   Moments& next = step.next;
@@ -85,15 +85,15 @@ ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const
     const int64_t along = gradient.tall() ? 1 : 0;
     step.channel_scale = adam.norm(2, along) / (r.norm(2, along) + tiny).clamp_min(1e-30);
     step.scale = 1;
-    norm = std::sqrt((step.channel_scale.square() * gradient.channel_squared_norms()).sum(at::kDouble).item<double>());
+    norm = std::sqrt((step.channel_scale.square() * norms.channels).sum(at::kDouble).item<double>());
   } else {
     step.scale = adam.norm().item<double>() / std::max(r.norm().item<double>() + tiny, 1e-30);
-    norm = step.scale * gradient_norm;
+    norm = step.scale * std::sqrt(norms.total);
   }
 
   const auto m = static_cast<double>(p.size(1)), rank = static_cast<double>(p.size(0));
   const double alpha = std::sqrt(config.scale.value_or(m / rank));
-  const auto elements = static_cast<double>(gradient.dense().rows() * gradient.dense().columns());
+  const auto elements = static_cast<double>(gradient.rows().rows() * gradient.rows().columns());
   // α is in the norm that is limited, so that the floor is in AdamW's units; the authors leave it out.
   if (!compat) norm *= alpha;
   step.limiter = limiter(norm, kFloorRms * std::sqrt(elements), moments, config);

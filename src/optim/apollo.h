@@ -18,8 +18,8 @@
 #include <ATen/core/Tensor.h>
 
 #include "optim/config.h"
-#include "optim/factors.h"
 #include "optim/moments.h"
+#include "optim/part_gradient.h"
 
 namespace lathe::optim {
 
@@ -47,8 +47,9 @@ struct ApolloStep {
 at::Tensor projection(const OptimizerConfig& config, int64_t rank, int64_t m, bool tall, int64_t part_id,
                       int64_t updates);
 
-// One step with projection `p`. The gradient's norm must be finite and positive.
-ApolloStep apollo_step(const PartGradient& gradient, double gradient_norm, const at::Tensor& p, Granularity granularity,
-                       const Moments& moments, const OptimizerConfig& config);
+// One step with projection `p`. The gradient's norm must be finite and positive; `norms` has channels if the
+// granularity does.
+ApolloStep apollo_step(const PartGradient& gradient, const SquaredNorms& norms, const at::Tensor& p,
+                       Granularity granularity, const Moments& moments, const OptimizerConfig& config);
 
 }  // namespace lathe::optim

@@ -106,10 +106,9 @@ class Vectors : public ::testing::Test {
     for (const at::Tensor& g : gradients) {
       weights::GradientSet set(1);
       add_dense(set, parameter, transposed ? g.t() : g);
-      const Factors factors = gather(set.matrices[0], parameter);
-      const PartGradient gradient(factors, parameter.parts[0]);
-      const ApolloStep step =
-          apollo_step(gradient, std::sqrt(gradient.squared_norm()), p, granularity, moments, config);
+      const ParameterGradient factors = gather(set.matrices[0], parameter);
+      const PartGradient gradient(factors, parameter.parts[0], config.tile_elements);
+      const ApolloStep step = apollo_step(gradient, gradient.squared_norms(true), p, granularity, moments, config);
       at::Tensor u = step.scale * g;
       if (step.channel_scale.defined()) u = u * step.channel_scale.unsqueeze(1);
       result.w = result.w - 0.01 * u;

@@ -14,15 +14,14 @@ double relative(const at::Tensor& a, const at::Tensor& b) {
   return ((a - b).norm() / b.norm()).item<double>();
 }
 
-// A dense gradient, with what PartGradient wants around it: G = (Gᵀ)ᵀ I.
+// A dense gradient, with what PartGradient wants around it.
 class Dense {
  public:
   explicit Dense(const at::Tensor& g) : parameter_{.data = g} {
     parameter_.parts = {{.name = "g", .rows = g.size(0), .data = g}};
-    factors_ = gather({.x = {at::eye(g.size(1))}, .dy = {g.t().contiguous()}}, parameter_);
+    whole_ = gather({.dense = g}, parameter_);
   }
-  PartGradient gradient() const { return {factors_, parameter_.parts[0]}; }
-  double norm() const { return parameter_.data.norm().item<double>(); }
+  PartGradient gradient() const { return {whole_, parameter_.parts[0], OptimizerConfig{}.tile_elements}; }
 
   // What multiplies the learning rate.
   at::Tensor update(const ApolloStep& step) const {
@@ -34,7 +33,7 @@ class Dense {
 
  private:
   weights::Parameter parameter_;
-  Factors factors_;
+  ParameterGradient whole_;
 };
 
 struct Taken {
@@ -45,7 +44,8 @@ struct Taken {
 Taken take(const at::Tensor& g, const at::Tensor& p, Granularity granularity, const Moments& moments,
            const OptimizerConfig& config) {
   const Dense dense(g);
-  ApolloStep step = apollo_step(dense.gradient(), dense.norm(), p, granularity, moments, config);
+  ApolloStep step =
+      apollo_step(dense.gradient(), dense.gradient().squared_norms(true), p, granularity, moments, config);
   const at::Tensor update = dense.update(step);
   return {std::move(step), update};
 }
@@ -228,7 +228,9 @@ TEST(Moments, SecondMomentForgets) {
   const auto feed = [&](double g, int steps) {
     const Dense dense(at::full({2, 1}, g));
     for (int t = 0; t < steps; ++t)
-      moments = apollo_step(dense.gradient(), dense.norm(), p, Granularity::kTensor, moments, config).next;
+      moments =
+          apollo_step(dense.gradient(), dense.gradient().squared_norms(false), p, Granularity::kTensor, moments, config)
+              .next;
   };
   feed(1, 2000);
   feed(0.1, 5000);

@@ -8,7 +8,7 @@
 #include <cmath>
 
 #include "optim/apollo.h"
-#include "optim/factors.h"
+#include "optim/part_gradient.h"
 
 namespace lathe::optim {
 
@@ -63,34 +63,39 @@ Status propose_vector(const Parameter& parameter, const at::Tensor& gradient, Pr
   return {};
 }
 
-Status propose_matrix(const Parameter& parameter, const weights::MatrixGradient& matrix, const OptimizerConfig& config,
-                      const std::vector<Moments>& moments, ProposalData& data) {
-  const Factors factors = gather(matrix, parameter);
-  for (const Part& part : parameter.parts) {
-    const PartGradient gradient(factors, part);
-    const double norm = std::sqrt(gradient.squared_norm());
-    if (!std::isfinite(norm)) return not_finite(part.name);
-    if (norm == 0) continue;
-    ApolloStep step{.scale = 1};
-    if (config.apollo()) {
-      const int64_t a = part.rows, b = part.data.size(1);
-      const auto [granularity, rank] = scaling_of(config, a, b, parameter.vocabulary);
-      const Moments& own = moments[part.id];
-      const at::Tensor p = projection(config, rank, std::min(a, b), gradient.tall(), part.id, own.updates);
-      step = apollo_step(gradient, norm, p, granularity, own, config);
-    }
-    data.matrices.push_back({&part, gradient.dense(), norm, std::move(step)});
-  }
-  return {};
+Status check_rate(double learning_rate) {
+  if (learning_rate > 0 && std::isfinite(learning_rate)) return {};
+  return invalid_argument("the learning rate must be a positive number");
 }
 
 }  // namespace
 
+Result<std::optional<MatrixStep>> Optimizer::propose_part(const Parameter& parameter, const Part& part,
+                                                          const ParameterGradient& whole, at::Tensor* buffer) const {
+  PartGradient gradient(whole, part, config_.tile_elements);
+  // Adam reads fp32 gradients, which a buffer of the factors' dtype is not.
+  if (buffer && !gradient.by_gram() && !gradient.rows().formed() && config_.method != Method::kAdamW) {
+    if (!buffer->defined() || buffer->numel() < part.data.numel()) *buffer = at::empty({part.data.numel()}, at::kFloat);
+    gradient.form_in(buffer->view(gradient.rows().dtype()));
+  }
+  const auto [granularity, rank] = scaling_of(config_, part.rows, part.data.size(1), parameter.vocabulary);
+  const SquaredNorms norms = gradient.squared_norms(config_.apollo() && granularity == Granularity::kChannel);
+  const double norm = std::sqrt(norms.total);
+  if (!std::isfinite(norm)) return not_finite(part.name);
+  if (norm == 0) return std::optional<MatrixStep>();
+  ApolloStep step{.scale = 1};
+  if (config_.apollo()) {
+    const Moments& own = moments_[part.id];
+    const int64_t m = std::min(part.rows, part.data.size(1));
+    const at::Tensor p = projection(config_, rank, m, gradient.tall(), part.id, own.updates);
+    step = apollo_step(gradient, norms, p, granularity, own, config_);
+  }
+  return std::optional(MatrixStep{&part, gradient.rows(), norm, std::move(step)});
+}
+
 Result<Proposal> Optimizer::propose(weights::GradientSet gradients, double learning_rate) const {
   const at::NoGradGuard no_grad;
-  if (!(learning_rate > 0) || !std::isfinite(learning_rate)) {
-    return invalid_argument("the learning rate must be a positive number");
-  }
+  LATHE_TRY(check_rate(learning_rate));
   auto data = std::make_unique<ProposalData>();
   data->learning_rate = learning_rate;
   data->after_updates = updates_;
@@ -100,8 +105,12 @@ Result<Proposal> Optimizer::propose(weights::GradientSet gradients, double learn
     }
     weights::MatrixGradient& matrix = gradients.matrices[parameter.id];
     if (matrix.empty() || (parameter.vocabulary && !config_.train_embeddings)) continue;
-    LATHE_TRY(propose_matrix(parameter, matrix, config_, moments_, *data));
+    const ParameterGradient gradient = gather(matrix, parameter);
     matrix = {};  // what the proposal does not keep is free from here on
+    for (const Part& part : parameter.parts) {
+      auto step = LATHE_TRY(propose_part(parameter, part, gradient, nullptr));
+      if (step) data->matrices.push_back(std::move(*step));
+    }
   }
   return Proposal(std::move(data));
 }
@@ -143,12 +152,15 @@ struct Tile {
   int64_t begin, count;
 };
 
-// `buffer` is scratch of the tile's size at least, in the dtype of the gradient.
-UpdateStats commit_tile(const MatrixCommit& matrix, const Tile& tile, const at::Tensor& buffer) {
+// `scratch` is of the tile's size at least, in the dtype of the gradient.
+UpdateStats commit_tile(const MatrixCommit& matrix, const Tile& tile, const at::Tensor& scratch) {
   const int64_t b = matrix.gradient.columns(), first = tile.begin * b, n = tile.count * b;
-  at::Tensor u = buffer.narrow(0, 0, n).view({tile.count, b});
-  matrix.gradient.write(tile.begin, tile.count, u);
   const at::Tensor& channels = matrix.step->apollo.channel_scale;
+  at::Tensor u = matrix.gradient.read(tile.begin, tile.count, scratch);
+  // What lies elsewhere belongs to the proposal, of which a commit changes nothing.
+  if (matrix.gradient.formed() && (channels.defined() || matrix.adam)) {
+    u = scratch.narrow(0, 0, n).view({tile.count, b}).copy_(u);
+  }
   if (channels.defined()) {
     u.mul_(matrix.gradient.tall() ? channels.narrow(0, tile.begin, tile.count).unsqueeze(1) : channels.unsqueeze(0));
   }
@@ -165,7 +177,7 @@ std::vector<UpdateStats> commit_tiles(const std::vector<MatrixCommit>& matrices,
   int64_t largest = 0;
   for (size_t i = 0; i < matrices.size(); ++i) {
     const int64_t a = matrices[i].gradient.rows(), b = matrices[i].gradient.columns();
-    const int64_t rows = std::clamp<int64_t>(tile_elements / b, 1, a);
+    const int64_t rows = tile_rows(a, b, tile_elements);
     for (int64_t begin = 0; begin < a; begin += rows) tiles.push_back({i, begin, std::min(rows, a - begin)});
     largest = std::max(largest, rows * b);
   }
@@ -185,10 +197,19 @@ std::vector<UpdateStats> commit_tiles(const std::vector<MatrixCommit>& matrices,
 
 }  // namespace
 
+void CommitReport::operator+=(CommitReport other) {
+  total += other.total;
+  gradient_norm = std::hypot(gradient_norm, other.gradient_norm);
+  std::move(other.tensors.begin(), other.tensors.end(), std::back_inserter(tensors));
+}
+
 CommitReport Optimizer::commit(Proposal proposal) {
-  const at::NoGradGuard no_grad;
   LATHE_CHECK(proposal.data_ != nullptr && proposal.data_->after_updates == updates_);
-  const ProposalData& data = *proposal.data_;
+  return write(*proposal.data_, updates_++);
+}
+
+CommitReport Optimizer::write(const ProposalData& data, int64_t update_number) {
+  const at::NoGradGuard no_grad;
   const double rate = data.learning_rate, shrink = rate * config_.weight_decay;
   const auto update_of = [&](const Part& part, double scale, double decay) {
     // The authors decay what the update has left: (1 - decay)(W - step U).
@@ -198,7 +219,7 @@ CommitReport Optimizer::commit(Proposal proposal) {
                   .rounding = config_.rounding,
                   .seed = config_.seed,
                   .stream = static_cast<uint32_t>(part.id),
-                  .update_index = static_cast<uint32_t>(updates_)};
+                  .update_index = static_cast<uint32_t>(update_number)};
   };
   CommitReport report;
   const auto add = [&](const Part& part, double norm, double limiter, const UpdateStats& stats) {
@@ -233,8 +254,35 @@ CommitReport Optimizer::commit(Proposal proposal) {
     const Update update = update_of(*step.part, 1, config_.official_compat ? shrink : 0);
     add(*step.part, step.norm, 1, apply(*step.part, 0, step.part->rows, u, update));
   }
-  ++updates_;
   return report;
+}
+
+void StreamedUpdate::write(const ProposalData& data) {
+  if (!update_) update_ = optimizer_.updates_++;
+  report_ += optimizer_.write(data, *update_);
+}
+
+Status StreamedUpdate::apply(weights::GradientSet gradients) {
+  const at::NoGradGuard no_grad;
+  LATHE_TRY(check_rate(learning_rate_));
+  for (const Parameter& parameter : optimizer_.store_.parameters()) {
+    if (const at::Tensor& vector = gradients.vectors[parameter.id]; vector.defined()) {
+      ProposalData piece{.learning_rate = learning_rate_};
+      LATHE_TRY(propose_vector(parameter, vector, piece));
+      write(piece);
+    }
+    weights::MatrixGradient& matrix = gradients.matrices[parameter.id];
+    if (matrix.empty() || (parameter.vocabulary && !optimizer_.config_.train_embeddings)) continue;
+    const ParameterGradient gradient = gather(matrix, parameter);
+    matrix = {};
+    for (const Part& part : parameter.parts) {
+      auto step = LATHE_TRY(optimizer_.propose_part(parameter, part, gradient, &buffer_));
+      ProposalData piece{.learning_rate = learning_rate_};
+      if (step) piece.matrices.push_back(std::move(*step));
+      write(piece);
+    }
+  }
+  return {};
 }
 
 int64_t Optimizer::state_bytes() const {

@@ -1,16 +1,20 @@
-// Optimizer: turns a step's gradients into a proposal, and a proposal into changed weights.
+// Optimizer: turns a step's gradients into a proposal, and a proposal into changed weights; or streams them into the
+// weights while the backward pass still runs.
 //
 // Methods: apollo_mini (default) and apollo (Zhu et al., arXiv 2412.05270), adamw and sgd as controls. Matrices are
-// handled part by part (checkpoint tensors), from factors: no dense gradient of a weight's size exists at any time.
-// Embeddings and heads are scaled as a whole by apollo too. 1-D parameters use AdamW in fp32 with every method but sgd.
+// handled part by part (checkpoint tensors). Embeddings and heads are scaled as a whole by apollo too. 1-D parameters
+// use AdamW in fp32 with every method but sgd. All ways of handing over a gradient, as factors or dense, at once or
+// streamed, lead through the same arithmetic.
 // Threads: one.
 // Memory: apollo_mini keeps 2 (rows or columns) fp32 numbers per matrix, adamw 8 bytes per weight. A Proposal keeps the
-// gradient factors alive until it is committed or dropped; dropping it changes nothing.
+// gradients alive until it is committed or dropped; dropping it changes nothing. From factors nothing of a weight's
+// size is allocated; a StreamedUpdate keeps one buffer of the largest part's size.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -37,6 +41,8 @@ struct CommitReport {
   kernels::UpdateStats total;
   double gradient_norm = 0;           // over all tensors
   std::vector<TensorReport> tensors;  // those with a gradient
+
+  void operator+=(CommitReport other);
 };
 
 // All that must survive a restart, beside the weights. The tensors are handles to live state: encode or copy them
@@ -47,6 +53,8 @@ struct OptimizerState {
 };
 
 struct ProposalData;
+struct MatrixStep;
+struct ParameterGradient;
 
 // An update computed and not yet applied. Move-only; dropping it is free of consequences.
 class Proposal {
@@ -86,12 +94,45 @@ class Optimizer {
   int64_t state_bytes() const;
 
  private:
+  friend class StreamedUpdate;
+
   std::map<std::string, std::string> settings() const;
+  // What is to become of one part; nothing if its gradient is zero. With `buffer` a gradient that is needed twice may
+  // be formed there.
+  Result<std::optional<MatrixStep>> propose_part(const weights::Parameter& parameter, const weights::Part& part,
+                                                 const ParameterGradient& gradient, at::Tensor* buffer) const;
+  CommitReport write(const ProposalData& data, int64_t update);
 
   const weights::WeightStore& store_;
   OptimizerConfig config_;
   int64_t updates_ = 0;
   std::vector<Moments> moments_;  // by part id
+};
+
+// One update, written piece by piece as gradients become complete: for so many tokens that factors of the whole model
+// would take more memory than the weights. The caller holds the Gate alone during apply().
+//
+// What is promised: every tensor is checked before it is written, so weights and state are never anything but finite,
+// and each tensor is wholly before or wholly behind the update. What is not: the pieces together are not atomic. When
+// apply() fails, what earlier calls wrote, and earlier tensors of the same call, stay; they are listed in report().
+class StreamedUpdate {
+ public:
+  // The optimizer outlives this, and does nothing else meanwhile.
+  StreamedUpdate(Optimizer& optimizer, double learning_rate) : optimizer_(optimizer), learning_rate_(learning_rate) {}
+
+  // A parameter comes once, with all of its gradient. Fails, naming the tensor, at the first one that is not finite.
+  Status apply(weights::GradientSet gradients);
+
+  const CommitReport& report() const { return report_; }
+
+ private:
+  void write(const ProposalData& data);
+
+  Optimizer& optimizer_;
+  double learning_rate_;
+  std::optional<int64_t> update_;  // its number, once it counts
+  at::Tensor buffer_;              // a part's gradient, one after the other
+  CommitReport report_;
 };
 
 }  // namespace lathe::optim

@@ -2,14 +2,13 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <c10/core/CPUAllocator.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cmath>
 
 #include "optim/apollo.h"
-#include "optim/factors.h"
+#include "optim/part_gradient.h"
+#include "weights/test_memory.h"
 
 namespace lathe::optim {
 namespace {
@@ -18,6 +17,8 @@ using weights::GradientSet;
 using weights::MatrixGradient;
 using weights::Parameter;
 using weights::Part;
+
+constexpr int64_t kTile = OptimizerConfig{}.tile_elements;
 
 // A store of one fused matrix [10 + 6, 8] and, behind it, a vector [8] and a vocabulary table [40, 8].
 class Fixture : public ::testing::Test {
@@ -58,35 +59,89 @@ double relative(const at::Tensor& a, const at::Tensor& b) {
 
 // One APOLLO step of a part, as propose() takes it.
 ApolloStep next_step(const PartGradient& gradient, const Moments& moments, const OptimizerConfig& config) {
-  const int64_t a = gradient.dense().rows(), b = gradient.dense().columns();
+  const int64_t a = gradient.rows().rows(), b = gradient.rows().columns();
   const auto [granularity, rank] = scaling_of(config, a, b, /*vocabulary=*/false);
   const at::Tensor p = projection(config, rank, std::min(a, b), gradient.tall(), 1, moments.updates);
-  return apollo_step(gradient, std::sqrt(gradient.squared_norm()), p, granularity, moments, config);
+  return apollo_step(gradient, gradient.squared_norms(true), p, granularity, moments, config);
 }
 
 using Factored = Fixture;
 
+// The norms of few tokens come from T x T matrices, those of many from G tile by tile; a dense gradient is read as it
+// is.
 TEST_F(Factored, EveryQuantityIsThatOfTheDenseGradient) {
   const auto store = make_store(at::kFloat);
-  const GradientSet set = make_gradients(store);
-  for (const size_t index : {size_t{0}, size_t{2}}) {
-    const Parameter& parameter = store.parameters()[index];
-    const at::Tensor whole = dense(set.matrices[index], parameter);
-    const Factors factors = gather(set.matrices[index], parameter);
+  const auto check = [&](const Parameter& parameter, const GradientSet& set, const at::Tensor& whole, bool by_gram) {
+    const ParameterGradient gathered = gather(set.matrices[parameter.id], parameter);
     for (const Part& part : parameter.parts) {
-      const PartGradient gradient(factors, part);
+      PartGradient gradient(gathered, part, /*tile_elements=*/24);
+      EXPECT_EQ(gradient.by_gram(), by_gram);
       const at::Tensor g = whole.narrow(0, part.row_begin, part.rows);
       const bool tall = part.rows >= 8;
       ASSERT_EQ(gradient.tall(), tall);
       const at::Tensor p = at::randn({2, tall ? 8 : part.rows});
-      EXPECT_LT(relative(gradient.project(p), tall ? at::mm(g, p.t()) : at::mm(p, g)), 1e-5) << part.name;
-      EXPECT_NEAR(gradient.squared_norm(), g.square().sum().item<double>(), 1e-4 * g.square().sum().item<double>())
-          << part.name;
-      EXPECT_LT(relative(gradient.channel_squared_norms(), g.square().sum(tall ? 1 : 0)), 1e-4) << part.name;
-      at::Tensor rows = at::empty({3, 8});
-      gradient.dense().write(part.rows - 3, 3, rows);
-      EXPECT_LT(relative(rows, g.narrow(0, part.rows - 3, 3)), 1e-5) << part.name;
+      for (const bool formed : {false, true}) {
+        if (formed) gradient.form_in(at::empty({100 * 8}));
+        EXPECT_LT(relative(gradient.project(p), tall ? at::mm(g, p.t()) : at::mm(p, g)), 1e-5) << part.name;
+        const SquaredNorms norms = gradient.squared_norms(true);
+        const double total = g.square().sum().item<double>();
+        EXPECT_NEAR(norms.total, total, 1e-4 * total) << part.name;
+        EXPECT_LT(relative(norms.channels, g.square().sum(tall ? 1 : 0)), 1e-4) << part.name;
+        const at::Tensor rows = gradient.rows().read(part.rows - 3, 3, at::empty({24}));
+        EXPECT_LT(relative(rows, g.narrow(0, part.rows - 3, 3)), 1e-5) << part.name;
+      }
     }
+  };
+  for (const weights::GradientForm form : {weights::GradientForm::kFactors, weights::GradientForm::kDense}) {
+    for (const int64_t tokens : {2, 50}) {
+      GradientSet set(3, form);
+      for (const size_t index : {size_t{0}, size_t{2}}) {
+        const Parameter& parameter = store.parameters()[index];
+        const at::Tensor x = at::randn({tokens, 8}), dy = at::randn({tokens, parameter.data.size(0)});
+        set.linear(parameter, x, dy);
+        at::Tensor whole = at::mm(dy.t(), x);
+        if (parameter.vocabulary) {
+          const at::Tensor ids = at::tensor({3, 9, 3, 39}, at::kLong), dx = at::randn({4, 8});
+          set.lookup(parameter, ids, dx);
+          whole.index_add_(0, ids, dx);
+        }
+        check(parameter, set, whole, form == weights::GradientForm::kFactors && tokens == 2);
+      }
+    }
+  }
+}
+
+TEST_F(Factored, AGradientSetKeepsTheSmallerFormIfAsked) {
+  const auto store = make_store(at::kFloat);
+  const Parameter& table = store.parameters()[2];  // [40, 8]: 1280 bytes, 192 of them per token as factors
+  GradientSet set(3, weights::GradientForm::kSmaller), factors(3);
+  for (int token = 1; token <= 8; ++token) {
+    const at::Tensor x = at::randn({1, 8}), dy = at::randn({1, 40});
+    for (GradientSet* s : {&set, &factors}) s->linear(table, x, dy);
+    EXPECT_EQ(set.matrices[2].dense.defined(), token >= 7);
+    EXPECT_EQ(set.matrices[2].x.empty(), token >= 7);
+  }
+  for (GradientSet* s : {&set, &factors}) s->lookup(table, at::tensor({3, 39}, at::kLong), at::ones({2, 8}));
+  EXPECT_TRUE(set.matrices[2].ids.empty());
+  EXPECT_LT(relative(set.matrices[2].dense, dense(factors.matrices[2], table)), 1e-6);
+}
+
+// Sums in bf16 tiles, and in fp32 over channels on either side.
+TEST_F(Factored, NormsOfBf16TilesAreThoseOfTheSumInFp32) {
+  weights::WeightStore store;
+  store.add("wide", at::zeros({6, 40}).to(at::kBFloat16), {{"wide", 6}}, false);
+  store.add("tall", at::zeros({40, 6}).to(at::kBFloat16), {{"tall", 40}}, false);
+  for (const Parameter& parameter : store.parameters()) {
+    GradientSet set(2);
+    set.linear(parameter, at::randn({30, parameter.data.size(1)}).to(at::kBFloat16),
+               at::randn({30, parameter.data.size(0)}).to(at::kBFloat16));
+    const at::Tensor g = dense(set.matrices[parameter.id], parameter);
+    const ParameterGradient gathered = gather(set.matrices[parameter.id], parameter);
+    const PartGradient gradient(gathered, parameter.parts[0], /*tile_elements=*/80);
+    ASSERT_FALSE(gradient.by_gram());
+    const SquaredNorms norms = gradient.squared_norms(true);
+    EXPECT_NEAR(norms.total / g.square().sum().item<double>(), 1, 1e-3);
+    EXPECT_LT(relative(norms.channels, g.square().sum(gradient.tall() ? 1 : 0)), 4e-3);
   }
 }
 
@@ -166,8 +221,8 @@ TEST_P(Apollo, TheLimiterBoundsGrowthAndSparesTheFirstStep) {
   Moments state;
   for (int t = 0; t < 20; ++t) {
     const GradientSet set = make_gradients(store, t % 5 == 4 ? 100 : 1);
-    const Factors factors = gather(set.matrices[0], parameter);
-    const PartGradient gradient(factors, part);
+    const ParameterGradient factors = gather(set.matrices[0], parameter);
+    const PartGradient gradient(factors, part, kTile);
     const ApolloStep step = next_step(gradient, state, config);
     if (t == 0) {
       EXPECT_EQ(step.limiter, 1);
@@ -185,8 +240,8 @@ TEST_F(Factored, ProjectionsAreRefreshedAndMomentsKept) {
   const auto store = make_store(at::kFloat);
   const Parameter& parameter = store.parameters()[0];
   const GradientSet set = make_gradients(store);
-  const Factors factors = gather(set.matrices[0], parameter);
-  const PartGradient gradient(factors, parameter.parts[0]);
+  const ParameterGradient factors = gather(set.matrices[0], parameter);
+  const PartGradient gradient(factors, parameter.parts[0], kTile);
   const OptimizerConfig config{.refresh_every = 3};
   Moments state;
   std::vector<at::Tensor> fresh;  // what R adds to the moments, step by step: R itself, since G is constant
@@ -315,11 +370,11 @@ TEST_F(Factored, ApolloScalesEveryChannel) {
     const Parameter& parameter = store.parameters()[0];
     GradientSet set(1);
     set.linear(parameter, at::randn({5, b}), at::randn({5, a}));
-    const Factors factors = gather(set.matrices[0], parameter);
+    const ParameterGradient factors = gather(set.matrices[0], parameter);
     const OptimizerConfig config{.method = Method::kApollo, .rank = 2, .tile_elements = 3 * b};
-    const PartGradient gradient(factors, parameter.parts[0]);
-    const ApolloStep step = apollo_step(gradient, std::sqrt(gradient.squared_norm()),
-                                        projection(config, 2, 8, tall, 0, 0), Granularity::kChannel, {}, config);
+    const PartGradient gradient(factors, parameter.parts[0], kTile);
+    const ApolloStep step = apollo_step(gradient, gradient.squared_norms(true), projection(config, 2, 8, tall, 0, 0),
+                                        Granularity::kChannel, {}, config);
     const at::Tensor g = dense(set.matrices[0], parameter),
                      s = tall ? step.channel_scale.unsqueeze(1) : step.channel_scale.unsqueeze(0);
     Optimizer optimizer(store, config);
@@ -357,26 +412,6 @@ TEST_F(Factored, AStaleProposalIsOurMistake) {
   EXPECT_DEATH(optimizer.commit(std::move(second)), "after_updates");
 }
 
-// torch's allocator of CPU memory, watched.
-class Watch final : public at::Allocator {
- public:
-  Watch() : inner_(at::GetCPUAllocator()) { c10::SetCPUAllocator(this, 100); }
-  ~Watch() override { c10::SetCPUAllocator(inner_, 100); }
-  at::DataPtr allocate(size_t n) override {
-    size_t seen = largest_.load();
-    while (n > seen && !largest_.compare_exchange_weak(seen, n)) {
-    }
-    return inner_->allocate(n);
-  }
-  at::DeleterFnPtr raw_deleter() const override { return inner_->raw_deleter(); }
-  void copy_data(void* to, const void* from, size_t n) const override { inner_->copy_data(to, from, n); }
-  size_t largest() const { return largest_; }
-
- private:
-  at::Allocator* inner_;
-  std::atomic<size_t> largest_ = 0;
-};
-
 TEST_F(Factored, NothingOfAWeightsSizeIsAllocated) {
   constexpr int64_t kSide = 512;
   weights::WeightStore store;
@@ -389,7 +424,7 @@ TEST_F(Factored, NothingOfAWeightsSizeIsAllocated) {
                at::randn({4, 4 * kSide}).to(at::kBFloat16));
     set.lookup(store.parameters()[1], at::tensor({3, 9, 3, 39}, at::kLong), at::randn({4, kSide}).to(at::kBFloat16));
     Optimizer optimizer(store, {.method = method, .rank = 4, .tile_elements = 16 * kSide});
-    const Watch watch;
+    const weights::MemoryWatch watch;
     optimizer.commit(optimizer.propose(std::move(set), 1e-3).value());
     EXPECT_GT(watch.largest(), 0U);
     EXPECT_LE(watch.largest(), sizeof(float) * 16 * kSide) << method_name(method);  // one tile

@@ -13,9 +13,35 @@
 
 namespace lathe::train {
 
-// The objective's loss over the batch, divided by `divisor` (by default its size of this batch); all gradients go to
-// `sink`, one layer at a time, last to first. If the loss is not finite, nothing further is computed. Forward passes
-// take at most `chunk_rows` rows at once.
+// The pass in stages, for those who do something between them. A stage hands its gradients to the sink it is given:
+// those of parameters that belong to that stage alone are then complete. A tied table gets gradients from loss() and
+// from embedding(). The weights of a finished layer may be changed: later stages do not read them.
+// Memory: keys and values of all rows, and the live rows' input of every layer, each until its stage is over.
+class BackwardPass {
+ public:
+  // Runs context and live rows forward, at most `chunk_rows` at once. `model` and `batch` outlive this.
+  BackwardPass(const model::Model& model, const Batch& batch, int64_t chunk_rows);
+
+  // First. The objective's loss over the batch, divided by `divisor`; gradients of head and final norm. If it is not
+  // finite, nothing behind it makes sense.
+  double loss(const Objective& objective, double divisor, weights::GradientSink& sink);
+  // Then layer by layer, last to first.
+  int64_t layers_left() const { return layer_; }
+  void next_layer(weights::GradientSink& sink);
+  // Last. The gradient of the look-up.
+  void embedding(weights::GradientSink& sink);
+
+ private:
+  const model::Model& model_;
+  const Batch& batch_;
+  LiveForward live_;
+  model::Rotary rotary_;
+  at::Tensor dx_;  // gradient with respect to the input of the stage done last
+  int64_t layer_;
+};
+
+// All stages: the objective's loss over the batch, divided by `divisor` (by default its size of this batch); all
+// gradients go to `sink`. If the loss is not finite, nothing further is computed.
 double backward(const model::Model& model, const Batch& batch, int64_t chunk_rows, weights::GradientSink& sink,
                 const Objective& objective = kSupervised, std::optional<double> divisor = {});
 

@@ -2,10 +2,11 @@
 //
 // Threads: one (the teaching thread). propose() and evaluate() read the weights, which nobody else writes; commit()
 // takes the Gate exclusively for as long as it takes to read and write the weights once.
-// Memory: besides the weights: K/V of the examples' contexts, the live rows' input of every layer, the gradient
-// factors, and the optimizer's state.
+// Memory: besides the weights: K/V of the examples' contexts, the live rows' input of every layer, the gradients as the
+// path keeps them, and the optimizer's state.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -19,11 +20,37 @@
 
 namespace lathe::train {
 
+struct Batch;
+
+// How gradients travel from the backward pass into the weights. All three lead to the same update, but for rounding.
+enum class GradientPath {
+  // As factors, to a proposal that is committed in one short pause. Memory grows with the graded tokens: for each,
+  // 2 bytes per row and column of all matrices.
+  kFactored,
+  // Written as soon as a layer's backward pass has ended, its gradients then dropped: for so many tokens that factors
+  // would take more memory than the weights. No proposal to inspect or drop; the pause is as long as the backward pass.
+  kStreaming,
+  // As dense matrices in fp32, 4 bytes per weight: the oracle of the other two.
+  kDense,
+};
+
 struct StepOptions {
   double learning_rate = 1e-5;
   data::ContextMode context = data::ContextMode::kFrozen;
   int64_t chunk_rows = 1024;  // rows per forward pass over the contexts, and per slice of the loss
+  GradientPath gradients = GradientPath::kFactored;
+  // kStreaming only: hold the Gate for each layer's write instead of the whole backward pass. Requests go on meanwhile,
+  // through a model of which some layers are updated and some are not yet.
+  bool live = false;
 };
+
+// What one forward and backward pass takes. An objective may know more about these very examples (dpo.h, kl.h).
+struct MicroBatch {
+  std::span<const data::Example> examples;
+  const Objective* objective = &kSupervised;
+};
+// Supervised micro-batches of `size` examples, in order.
+std::vector<MicroBatch> micro_batches(std::span<const data::Example> examples, size_t size);
 
 struct StepProposal {
   double loss = 0;  // the objective's mean, before the update
@@ -33,8 +60,15 @@ struct StepProposal {
 };
 
 struct StepReport {
+  double loss = 0;  // as in StepProposal
+  int64_t graded_tokens = 0;
+  int64_t tokens = 0;
   optim::CommitReport commit;
-  double pause_seconds = 0;  // how long the weights were held exclusively, waiting for readers included
+  double pause_seconds = 0;  // how long the weights were held exclusively, waiting for readers included; of a live
+                             // step, the longest time at once
+  // kStreaming: why the step ended half-way. The tensors in `commit` were changed and stay changed, the others were
+  // not: the weights are a new version, of finite numbers.
+  std::optional<Error> stopped;
 };
 
 class Trainer {
@@ -43,11 +77,20 @@ class Trainer {
           optim::OptimizerConfig optimizer);
 
   // Forward, loss, backward, scales. Touches no weight and no optimizer state. A non-finite loss or gradient is an
-  // error that names it; invalid examples are refused before any work.
+  // error that names it; invalid examples are refused before any work, and so is kStreaming, which has no proposal.
+  // Several micro-batches give the update of all their examples at once: sums are divided by the sizes of all.
+  Result<StepProposal> propose(std::span<const MicroBatch> batches, const StepOptions& options);
   Result<StepProposal> propose(std::span<const data::Example> examples, const StepOptions& options,
                                const Objective& objective = kSupervised);
 
   Result<StepReport> commit(StepProposal proposal);
+
+  // A whole step, by any path. An error means that nothing has changed. kStreaming takes one micro-batch; the loss is
+  // checked before the first write; a gradient that turns out not to be finite later ends the step and is reported
+  // (StepReport::stopped).
+  Result<StepReport> step(std::span<const MicroBatch> batches, const StepOptions& options);
+  Result<StepReport> step(std::span<const data::Example> examples, const StepOptions& options,
+                          const Objective& objective = kSupervised);
 
   // The objective's loss with the present weights, and what its mean is over (Objective::size).
   struct Evaluation {
@@ -67,6 +110,8 @@ class Trainer {
   optim::Optimizer& optimizer() { return optimizer_; }
 
  private:
+  Result<StepReport> stream(const Batch& batch, const Objective& objective, const StepOptions& options);
+
   const model::Model& model_;
   const weights::WeightStore& store_;
   weights::Gate& gate_;

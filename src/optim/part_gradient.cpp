@@ -1,0 +1,202 @@
+#include "optim/part_gradient.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/squares.h"
+
+namespace lathe::optim {
+namespace {
+
+// How many products of a bf16 matrix multiplication cost as much as one in fp32, which the T x T matrices need: a norm
+// is a small difference of large sums where tokens cancel.
+constexpr int64_t kFp32Cost = 4;
+
+// Column sums are kept once for each of so many groups of tiles, whatever the number of threads.
+constexpr int64_t kGroups = 64;
+
+// dY is widened so many elements at a time.
+constexpr int64_t kWideElements = int64_t{1} << 20;
+
+at::Tensor joined(const std::vector<at::Tensor>& pieces) {
+  return pieces.size() == 1 ? pieces[0] : at::cat(pieces, 0);
+}
+
+// A flat tensor's first elements as a matrix.
+at::Tensor as_rows(const at::Tensor& memory, int64_t rows, int64_t columns) {
+  return memory.narrow(0, 0, rows * columns).view({rows, columns});
+}
+
+// work(first row, rows) for each tile of groups [begin, end) out of `groups`, in order.
+template <class Work>
+void for_tiles(int64_t begin, int64_t end, int64_t groups, int64_t rows, int64_t tile, Work&& work) {
+  const int64_t tiles = (rows + tile - 1) / tile;
+  for (int64_t i = begin * tiles / groups; i < end * tiles / groups; ++i) {
+    work(i * tile, std::min(tile, rows - i * tile));
+  }
+}
+
+// The squares of rows g [count, b], per row, and added into column sums if those are wanted.
+void add_squares(const at::Tensor& g, double* rows, float* columns) {
+  const int64_t count = g.size(0), b = g.size(1);
+  if (g.scalar_type() == at::kFloat) {
+    kernels::row_squares(g.const_data_ptr<float>(), count, b, rows);
+    if (columns) kernels::add_column_squares(g.const_data_ptr<float>(), count, b, columns);
+    return;
+  }
+  const auto* bf16 = reinterpret_cast<const uint16_t*>(g.const_data_ptr<at::BFloat16>());
+  kernels::row_squares(bf16, count, b, rows);
+  if (columns) kernels::add_column_squares(bf16, count, b, columns);
+}
+
+}  // namespace
+
+ParameterGradient gather(const weights::MatrixGradient& gradient, const weights::Parameter& parameter) {
+  if (gradient.dense.defined()) return {.dense = gradient.dense};
+  const int64_t out = parameter.data.size(0), in = parameter.data.size(1);
+  const at::TensorOptions options = parameter.data.options();
+  ParameterGradient gathered{.x = at::empty({0, in}, options), .dy = at::empty({0, out}, options)};
+  if (!gradient.x.empty()) gathered.x = joined(gradient.x), gathered.dy = joined(gradient.dy);
+  if (!gradient.ids.empty()) {
+    const auto [rows, inverse, counts] = at::_unique2(joined(gradient.ids), /*sorted=*/true, /*return_inverse=*/true);
+    gathered.rows = rows;
+    gathered.sums = at::zeros({rows.size(0), in}, options.dtype(at::kFloat));
+    gathered.sums.index_add_(0, inverse, joined(gradient.dx).to(at::kFloat));
+  }
+  return gathered;
+}
+
+int64_t tile_rows(int64_t rows, int64_t columns, int64_t elements) {
+  return std::clamp<int64_t>(elements / columns, 1, rows);
+}
+
+PartRows::PartRows(const ParameterGradient& gradient, const weights::Part& part)
+    : a_(part.rows), b_(part.data.size(1)), lookup_(gradient.rows), sums_(gradient.sums) {
+  if (gradient.dense.defined()) {
+    dense_ = gradient.dense.narrow(0, part.row_begin, a_);
+    return;
+  }
+  x_ = gradient.x;
+  dy_ = gradient.dy.narrow(1, part.row_begin, a_);
+  // Only embedding tables have look-ups, and they are never fused.
+  LATHE_CHECK(!lookup_.defined() || part.row_begin == 0);
+}
+
+PartRows PartRows::widened() const {
+  PartRows wide = *this;
+  for (at::Tensor* t : {&wide.x_, &wide.dy_, &wide.dense_}) {
+    if (t->defined()) *t = t->to(at::kFloat);
+  }
+  return wide;
+}
+
+at::Tensor PartRows::read(int64_t begin, int64_t count, const at::Tensor& scratch) const {
+  if (dense_.defined()) return dense_.narrow(0, begin, count);
+  at::Tensor out = as_rows(scratch, count, b_);
+  if (x_.size(0) == 0) {
+    out.zero_();
+  } else {
+    at::mm_out(out, dy_.narrow(1, begin, count).t(), x_);
+  }
+  if (!lookup_.defined()) return out;
+  const int64_t* rows = lookup_.const_data_ptr<int64_t>();
+  const int64_t* end = rows + lookup_.size(0);
+  for (const int64_t* row = std::lower_bound(rows, end, begin); row != end && *row < begin + count; ++row) {
+    out.select(0, *row - begin) += sums_.select(0, row - rows).to(out.scalar_type());
+  }
+  return out;
+}
+
+PartRows PartRows::formed_in(const at::Tensor& buffer, int64_t tile_elements) const {
+  if (formed()) return *this;
+  PartRows formed = *this;
+  formed.dense_ = as_rows(buffer, a_, b_);
+  const int64_t tile = tile_rows(a_, b_, tile_elements), tiles = (a_ + tile - 1) / tile;
+  at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    const at::NoGradGuard no_grad;
+    for_tiles(begin, end, tiles, a_, tile, [&](int64_t first, int64_t count) {
+      read(first, count, formed.dense_.narrow(0, first, count).view({-1}));
+    });
+  });
+  return formed;
+}
+
+PartGradient::PartGradient(const ParameterGradient& gradient, const weights::Part& part, int64_t tile_elements)
+    : gradient_(gradient), row_begin_(part.row_begin), tile_elements_(tile_elements), rows_(gradient, part) {}
+
+bool PartGradient::by_gram() const {
+  if (rows_.formed()) return false;
+  const int64_t a = rows_.rows(), b = rows_.columns();
+  return gradient_.x.size(0) * (a + b) * (rows_.dtype() == at::kFloat ? 1 : kFp32Cost) <= a * b;
+}
+
+at::Tensor PartGradient::project(const at::Tensor& p) const {
+  if (gradient_.dense.defined()) return tall() ? at::mm(dense(), p.t()) : at::mm(p, dense());
+  const at::Tensor x = gradient_.x.to(at::kFloat), dy = this->dy();
+  if (!tall()) {
+    at::Tensor r = at::mm(at::mm(p, dy.to(at::kFloat).t()), x);
+    if (has_lookup()) r += at::mm(p.index_select(1, gradient_.rows), gradient_.sums);
+    return r;
+  }
+  const at::Tensor y = at::mm(x, p.t());
+  at::Tensor r = at::empty({rows_.rows(), p.size(0)}, p.options());
+  const int64_t step = tile_rows(r.size(0), std::max<int64_t>(1, dy.size(0)), kWideElements);
+  for (int64_t begin = 0; begin < r.size(0); begin += step) {
+    const int64_t count = std::min(step, r.size(0) - begin);
+    at::Tensor block = r.narrow(0, begin, count);
+    at::mm_out(block, dy.narrow(1, begin, count).to(at::kFloat).t(), y);
+  }
+  if (has_lookup()) r.index_add_(0, gradient_.rows, at::mm(gradient_.sums, p.t()));
+  return r;
+}
+
+SquaredNorms PartGradient::squared_norms(bool channels) const {
+  return by_gram() ? norms_by_gram(channels) : norms_by_tiles(channels);
+}
+
+SquaredNorms PartGradient::norms_by_gram(bool channels) const {
+  const at::Tensor x = gradient_.x.to(at::kFloat), dy = this->dy().to(at::kFloat);
+  const at::Tensor x_gram = at::mm(x, x.t()), dy_gram = at::mm(dy, dy.t());
+  SquaredNorms norms{.total = (x_gram * dy_gram).sum(at::kDouble).item<double>()};
+  if (channels) norms.channels = tall() ? (at::mm(x_gram, dy) * dy).sum(0) : (at::mm(dy_gram, x) * x).sum(0);
+  if (has_lookup()) {
+    // (F + U)² - F² = U (U + 2 F) with F = (dYᵀX)[u].
+    const at::Tensor f = at::mm(dy.index_select(1, gradient_.rows).t(), x);
+    const at::Tensor gain = gradient_.sums * (gradient_.sums + 2 * f);
+    norms.total += gain.sum(at::kDouble).item<double>();
+    if (channels && tall()) norms.channels.index_add_(0, gradient_.rows, gain.sum(1));
+    if (channels && !tall()) norms.channels += gain.sum(0);
+  }
+  // Sums of squares in exact arithmetic; rounding must not make them negative.
+  if (norms.total < 0) norms.total = 0;
+  if (channels) norms.channels.clamp_min_(0);
+  return norms;
+}
+
+SquaredNorms PartGradient::norms_by_tiles(bool channels) const {
+  const int64_t a = rows_.rows(), b = rows_.columns(), tile = tile_rows(a, b, tile_elements_);
+  const bool columns = channels && !tall();
+  const int64_t tiles = (a + tile - 1) / tile, groups = columns ? std::min(tiles, kGroups) : tiles;
+  std::vector<double> by_row(a);
+  const at::Tensor by_group = at::zeros({columns ? groups : 0, b}, at::kFloat);
+  at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    const at::NoGradGuard no_grad;
+    const at::Tensor scratch = at::empty({rows_.formed() ? 0 : tile * b}, at::TensorOptions().dtype(rows_.dtype()));
+    for (int64_t group = begin; group < end; ++group) {
+      float* sums = columns ? by_group.data_ptr<float>() + group * b : nullptr;
+      for_tiles(group, group + 1, groups, a, tile, [&](int64_t first, int64_t count) {
+        add_squares(rows_.read(first, count, scratch), by_row.data() + first, sums);
+      });
+    }
+  });
+  SquaredNorms norms{.total = std::accumulate(by_row.begin(), by_row.end(), 0.0)};
+  if (columns) norms.channels = by_group.sum(0);
+  if (channels && !columns) norms.channels = at::tensor(by_row, at::kDouble).to(at::kFloat);
+  return norms;
+}
+
+}  // namespace lathe::optim
