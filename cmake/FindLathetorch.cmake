@@ -37,7 +37,7 @@ target_link_libraries(lathe_torch INTERFACE ${_torch}/lib/libgomp.so.1)
 # The wheel is built with the new libstdc++ ABI.
 target_compile_definitions(lathe_torch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
 
-file(WRITE ${PROJECT_BINARY_DIR}/torch_pch.cpp "// Exists only so that the precompiled header has a home.\n")
+file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/torch_pch.cpp CONTENT "// Exists only so that the precompiled header has a home.\n")
 add_library(lathe_torch_pch STATIC ${PROJECT_BINARY_DIR}/torch_pch.cpp)
 target_link_libraries(lathe_torch_pch PUBLIC lathe_torch PRIVATE lathe_warnings)
 target_precompile_headers(lathe_torch_pch PRIVATE <ATen/ATen.h> <torch/csrc/autograd/custom_function.h> <torch/csrc/autograd/autograd.h> <vector> <string> <memory>)
