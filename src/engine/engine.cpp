@@ -96,9 +96,11 @@ Result<std::shared_ptr<Generation>> Engine::submit(Request request) {
                             std::to_string(prompt + request.max_tokens) + " (" + std::to_string(prompt) +
                             " in the prompt, " + std::to_string(request.max_tokens) + " for the answer)");
   }
-  for (const int32_t id : request.prompt) {
-    if (id < 0 || id >= state_->model.config().vocab_size)
-      return invalid_argument("token " + std::to_string(id) + " is outside the vocabulary");
+  for (const auto* ids : {&request.prompt, &request.stop_ids}) {
+    for (const int32_t id : *ids) {
+      if (id < 0 || id >= state_->model.config().vocab_size)
+        return invalid_argument("token " + std::to_string(id) + " is outside the vocabulary");
+    }
   }
   auto generation = std::make_shared<Generation>();
   {

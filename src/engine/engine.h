@@ -97,7 +97,8 @@ class Engine {
   Engine(const model::Model& model, weights::Gate& gate, EngineOptions options);
   ~Engine();
 
-  // kExhausted when the queue is full; kInvalidArgument when prompt + max_tokens do not fit or an id is out of range.
+  // kExhausted when the queue is full; kInvalidArgument when prompt + max_tokens do not fit or an id of the prompt or a
+  // stop id is out of range.
   Result<std::shared_ptr<Generation>> submit(Request request);
 
   // Serves until `stop` is requested, then ends every generation with kCancelled.

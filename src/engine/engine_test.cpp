@@ -120,6 +120,23 @@ TEST(Engine, PromptLogprobsAreThoseOfTheLogits) {
   }
 }
 
+TEST(Engine, IdsOutsideTheVocabularyAreRefused) {
+  const Golden golden("llama");
+  weights::Gate gate;
+  Engine engine(*golden.loaded.model, gate, {});
+  const auto vocabulary = static_cast<int32_t>(golden.loaded.model->config().vocab_size);
+  for (const int32_t id : {-1, vocabulary, INT32_MAX}) {
+    const auto prompt = engine.submit({.prompt = {1, id}});
+    ASSERT_FALSE(prompt.ok());
+    EXPECT_EQ(prompt.error().message, "token " + std::to_string(id) + " is outside the vocabulary");
+    // min_tokens writes to the logits of stop ids.
+    const auto stop = engine.submit({.prompt = {1}, .stop_ids = {id}, .min_tokens = 3});
+    ASSERT_FALSE(stop.ok());
+    EXPECT_EQ(stop.error().message, prompt.error().message);
+  }
+  EXPECT_TRUE(engine.submit({.prompt = {vocabulary - 1}, .stop_ids = {vocabulary - 1}}).ok());
+}
+
 TEST(Engine, ACancelledRequestMakesRoom) {
   const Golden golden("llama");
   Running running(*golden.loaded.model, {.max_running = 1});
