@@ -110,7 +110,10 @@ engine::Request Service::engine_request(std::vector<int32_t> prompt, const api::
   out.max_tokens = request.max_tokens.value_or(default_max_tokens);
   out.min_tokens = request.min_tokens;
   out.stop_ids = request.stop_token_ids;
-  if (!request.ignore_eos) out.stop_ids.insert(out.stop_ids.end(), model_.eos_tokens.begin(), model_.eos_tokens.end());
+  for (const int64_t id : model_.eos_tokens) {
+    // A configuration may name one that the vocabulary lacks; the model cannot say it.
+    if (!request.ignore_eos && id < model_.vocab_size) out.stop_ids.push_back(static_cast<int32_t>(id));
+  }
   out.logprobs = request.logprobs;
   out.top_logprobs = request.top_logprobs;
   return out;
@@ -137,16 +140,60 @@ std::vector<api::LogprobEntry> Service::logprob_entries(const std::vector<engine
   return entries;
 }
 
-Result<api::Choice> Service::collect(engine::TextStream& stream, bool logprobs) const {
-  api::Choice choice;
-  std::vector<engine::Token> tokens;
-  while (auto delta = LATHE_TRY(stream.next())) {
-    choice.text += delta->text;
-    std::move(delta->tokens.begin(), delta->tokens.end(), std::back_inserter(tokens));
+Result<Service::Part> Service::start(const std::vector<int32_t>& prompt, engine::Request request,
+                                     const std::vector<std::string>& stop) const {
+  auto submitted = LATHE_TRY(engine_.submit(std::move(request)));
+  return Part{.prompt = prompt,
+              .stream = std::make_shared<engine::TextStream>(std::move(submitted), text_.tokenizer(), stop)};
+}
+
+Status Service::advance(Part& part) const {
+  auto delta = LATHE_TRY(part.stream->next());
+  if (!delta) {
+    part.complete = true;
+    part.choice.finish_reason = part.stream->finish_reason();
+    return {};
   }
-  choice.finish_reason = stream.finish_reason();
-  if (logprobs) choice.logprobs = logprob_entries(tokens);
-  return choice;
+  part.choice.text += delta->text;
+  std::move(delta->tokens.begin(), delta->tokens.end(), std::back_inserter(part.tokens));
+  return {};
+}
+
+Status Service::prepend_prompt(Part& part) const {
+  api::Choice& choice = part.choice;
+  choice.text = LATHE_TRY(text_.tokenizer().decode(part.prompt, /*skip_special=*/false)) + choice.text;
+  if (!choice.logprobs) return {};
+  auto entries = logprob_entries(part.stream->generation().prompt_logprobs());
+  entries.insert(entries.end(), choice.logprobs->begin(), choice.logprobs->end());
+  choice.logprobs = std::move(entries);
+  choice.logprobs_without_value = 1;
+  return {};
+}
+
+// The first token of each part comes before the status line, so that what goes wrong by then is answered by its own
+// status. ~TextStream cancels what a client no longer waits for.
+Result<http::Response> Service::whole(std::vector<Part> parts,
+                                      std::function<Result<std::string>(std::vector<Part>& parts)> body) const {
+  bool complete = true;
+  for (Part& part : parts) {
+    LATHE_TRY(advance(part));
+    complete &= part.complete;
+  }
+  if (complete) {
+    std::string json = LATHE_TRY(body(parts));
+    return http::Response{.body = std::move(json)};
+  }
+  // Shared, because a std::function must be copyable.
+  const auto shared = std::make_shared<std::vector<Part>>(std::move(parts));
+  return http::Response{.deferred = [=, this](const http::Connected& connected) -> Result<std::string> {
+    for (Part& part : *shared) {
+      while (!part.complete) {
+        if (!connected()) return Error{Code::kCancelled, "the client left"};
+        LATHE_TRY(advance(part));
+      }
+    }
+    return body(*shared);
+  }};
 }
 
 http::Response Service::stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head,
@@ -182,23 +229,27 @@ http::Response Service::chat(const http::Request& request) {
     const std::vector<int32_t> prompt = LATHE_TRY(text_.prompt(chat.messages, chat.render));
     const auto prompt_count = static_cast<int64_t>(prompt.size());
     const api::ResponseHead response_head = head("chatcmpl-");
-    std::vector<std::shared_ptr<engine::TextStream>> streams;
+    std::vector<Part> parts;
     for (int64_t i = 0; i < chat.generation.n; ++i) {
       engine::Request generation =
           engine_request(prompt, chat.generation, std::max<int64_t>(1, context_limit() - prompt_count));
       if (generation.sampling.seed) *generation.sampling.seed += static_cast<uint64_t>(i);
-      auto submitted = LATHE_TRY(engine_.submit(std::move(generation)));
-      streams.push_back(
-          std::make_shared<engine::TextStream>(std::move(submitted), text_.tokenizer(), chat.generation.stop));
+      parts.push_back(LATHE_TRY(start(prompt, std::move(generation), chat.generation.stop)));
     }
-    if (chat.generation.stream) return stream(streams[0], response_head, chat.generation, prompt_count, /*chat=*/true);
-    std::vector<api::Choice> choices;
-    api::Usage usage{.prompt_tokens = prompt_count};
-    for (const auto& one : streams) {
-      choices.push_back(LATHE_TRY(collect(*one, chat.generation.logprobs)));
-      usage.completion_tokens += one->token_count();
+    if (chat.generation.stream) {
+      return stream(parts[0].stream, response_head, chat.generation, prompt_count, /*chat=*/true);
     }
-    return http::Response{.body = api::chat_response(response_head, choices, usage)};
+    const auto body = [=, this, logprobs = chat.generation.logprobs](std::vector<Part>& done) -> Result<std::string> {
+      std::vector<api::Choice> choices;
+      api::Usage usage{.prompt_tokens = prompt_count};
+      for (Part& part : done) {
+        usage.completion_tokens += part.stream->token_count();
+        if (logprobs) part.choice.logprobs = logprob_entries(part.tokens);
+        choices.push_back(std::move(part.choice));
+      }
+      return api::chat_response(response_head, choices, usage);
+    };
+    return whole(std::move(parts), body);
   }();
   return answer.ok() ? *answer : respond(answer.error());
 }
@@ -209,43 +260,34 @@ http::Response Service::completion(const http::Request& request) {
     const api::CompletionRequest completion = LATHE_TRY(api::parse_completion(request.body));
     LATHE_TRY(check_model(completion.generation.model));
     const api::ResponseHead response_head = head("cmpl-");
-    api::Usage usage;
-    struct Part {
-      std::vector<int32_t> prompt;
-      std::shared_ptr<engine::TextStream> stream;
-    };
     std::vector<Part> parts;
+    int64_t prompt_count = 0;
     for (const api::Prompt& prompt : completion.prompts) {
       const std::vector<int32_t> ids = LATHE_TRY(prompt_tokens(prompt));
-      usage.prompt_tokens += static_cast<int64_t>(ids.size());
+      prompt_count += static_cast<int64_t>(ids.size());
       for (int64_t i = 0; i < completion.generation.n; ++i) {
         engine::Request generation = engine_request(ids, completion.generation, kDefaultTokens);
         generation.prompt_logprobs = completion.echo && completion.generation.logprobs;
         if (generation.sampling.seed) *generation.sampling.seed += static_cast<uint64_t>(i);
-        auto submitted = LATHE_TRY(engine_.submit(std::move(generation)));
-        parts.push_back({ids, std::make_shared<engine::TextStream>(std::move(submitted), text_.tokenizer(),
-                                                                   completion.generation.stop)});
+        parts.push_back(LATHE_TRY(start(ids, std::move(generation), completion.generation.stop)));
       }
     }
     if (completion.generation.stream) {
-      return stream(parts[0].stream, response_head, completion.generation, usage.prompt_tokens, /*chat=*/false);
+      return stream(parts[0].stream, response_head, completion.generation, prompt_count, /*chat=*/false);
     }
-    std::vector<api::Choice> choices;
-    for (const Part& part : parts) {
-      api::Choice choice = LATHE_TRY(collect(*part.stream, completion.generation.logprobs));
-      usage.completion_tokens += part.stream->token_count();
-      if (completion.echo) {
-        choice.text = LATHE_TRY(text_.tokenizer().decode(part.prompt, /*skip_special=*/false)) + choice.text;
-        if (choice.logprobs) {
-          auto entries = logprob_entries(part.stream->generation().prompt_logprobs());
-          entries.insert(entries.end(), choice.logprobs->begin(), choice.logprobs->end());
-          choice.logprobs = std::move(entries);
-          choice.logprobs_without_value = 1;
-        }
+    const auto body = [=, this, echo = completion.echo,
+                       logprobs = completion.generation.logprobs](std::vector<Part>& done) -> Result<std::string> {
+      std::vector<api::Choice> choices;
+      api::Usage usage{.prompt_tokens = prompt_count};
+      for (Part& part : done) {
+        usage.completion_tokens += part.stream->token_count();
+        if (logprobs) part.choice.logprobs = logprob_entries(part.tokens);
+        if (echo) LATHE_TRY(prepend_prompt(part));
+        choices.push_back(std::move(part.choice));
       }
-      choices.push_back(std::move(choice));
-    }
-    return http::Response{.body = api::completion_response(response_head, choices, usage)};
+      return api::completion_response(response_head, choices, usage);
+    };
+    return whole(std::move(parts), body);
   }();
   return answer.ok() ? *answer : respond(answer.error());
 }

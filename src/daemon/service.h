@@ -4,7 +4,10 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "api/requests.h"
 #include "api/responses.h"
@@ -39,7 +42,24 @@ class Service {
                                  int64_t default_max_tokens) const;
   Result<std::vector<int32_t>> prompt_tokens(const api::Prompt& prompt) const;
   Result<data::Example> tokenised(const api::LearnExample& example) const;
-  Result<api::Choice> collect(engine::TextStream& stream, bool logprobs) const;
+
+  // One choice of an answer in the making.
+  struct Part {
+    std::vector<int32_t> prompt;
+    std::shared_ptr<engine::TextStream> stream;
+    std::vector<engine::Token> tokens = {};
+    api::Choice choice = {};
+    bool complete = false;
+  };
+  Result<Part> start(const std::vector<int32_t>& prompt, engine::Request request,
+                     const std::vector<std::string>& stop) const;
+  // Waits for the next piece of the part's text.
+  Status advance(Part& part) const;
+  // `echo`: the prompt, with its log-probabilities if those are asked for, becomes part of the choice.
+  Status prepend_prompt(Part& part) const;
+  // An answer sent whole: `body` makes it of the complete parts. A client that leaves cancels it.
+  Result<http::Response> whole(std::vector<Part> parts,
+                               std::function<Result<std::string>(std::vector<Part>& parts)> body) const;
   std::vector<api::LogprobEntry> logprob_entries(const std::vector<engine::Token>& tokens) const;
   http::Response stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head,
                         const api::GenerationRequest& request, int64_t prompt_tokens, bool chat) const;

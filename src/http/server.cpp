@@ -66,21 +66,33 @@ void Server::State::answer(const Handler& handler, const httplib::Request& reque
   if (request.matches.size() > 1) native.argument = request.matches[1].str();
   Response result = handler(native);
   response.status = result.status;
-  if (!result.stream) {
-    if (result.status == 429) response.set_header("Retry-After", "1");
-    response.set_content(result.body, result.content_type);
-    return;
-  }
-  response.set_header("Cache-Control", "no-cache");
-  response.set_chunked_content_provider("text/event-stream",
-                                        [stream = std::move(result.stream)](size_t, httplib::DataSink& sink) {
-                                          stream([&](std::string_view data) {
-                                            const std::string event = "data: " + std::string(data) + "\n\n";
-                                            return sink.is_writable() && sink.write(event.data(), event.size());
+  if (result.status == 429) response.set_header("Retry-After", "1");
+  if (result.stream) {
+    response.set_header("Cache-Control", "no-cache");
+    response.set_chunked_content_provider("text/event-stream",
+                                          [stream = std::move(result.stream)](size_t, httplib::DataSink& sink) {
+                                            stream([&](std::string_view data) {
+                                              const std::string event = "data: " + std::string(data) + "\n\n";
+                                              return sink.is_writable() && sink.write(event.data(), event.size());
+                                            });
+                                            sink.done();
+                                            return true;
                                           });
-                                          sink.done();
-                                          return true;
-                                        });
+  } else if (result.deferred) {
+    response.set_chunked_content_provider(
+        result.content_type,
+        [path = request.path, deferred = std::move(result.deferred)](size_t, httplib::DataSink& sink) {
+          const Result<std::string> made = deferred([&] { return sink.is_writable(); });
+          if (!made.ok() && made.error().code != Code::kCancelled) {
+            log::error(path + ": answer not finished: " + made.error().message);
+          }
+          if (!made.ok() || !sink.write(made->data(), made->size())) return false;
+          sink.done();
+          return true;
+        });
+  } else {
+    response.set_content(result.body, result.content_type);
+  }
 }
 
 void Server::State::configure() {

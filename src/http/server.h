@@ -35,10 +35,16 @@ struct Request {
 // Writes one event; false when the client is gone.
 using SendEvent = std::function<bool(std::string_view data)>;
 
+// False when the client is gone.
+using Connected = std::function<bool()>;
+
 struct Response {
   int status = 200;
   std::string body;
   std::string content_type = "application/json";
+  // If set, the body is what this returns, and status and headers go out before it is called: for an answer that takes
+  // long and is not worth finishing once the client has left. An error closes the connection.
+  std::function<Result<std::string>(const Connected& connected)> deferred;
   // If set, the response is a stream of events and `body` is not sent. Returns when the stream is complete.
   std::function<void(const SendEvent& send)> stream;
 };
