@@ -5,7 +5,7 @@
 
 namespace lathe::api {
 
-Result<Json> parse_object(std::string_view body) {
+Result<Json> parse_object(std::string_view body, const std::string& what) {
   constexpr int kMaxDepth = 64;
   bool too_deep = false;
   const Json::parser_callback_t watch = [&](int depth, Json::parse_event_t, Json&) {
@@ -13,9 +13,9 @@ Result<Json> parse_object(std::string_view body) {
     return !too_deep;
   };
   Json json = Json::parse(body, watch, /*allow_exceptions=*/false);
-  if (too_deep) return invalid_argument("the request is nested deeper than " + std::to_string(kMaxDepth) + " levels");
-  if (json.is_discarded()) return invalid_argument("the request body is not valid JSON");
-  if (!json.is_object()) return invalid_argument("the request body must be a JSON object");
+  if (too_deep) return invalid_argument(what + " is nested deeper than " + std::to_string(kMaxDepth) + " levels");
+  if (json.is_discarded()) return invalid_argument(what + " is not valid JSON");
+  if (!json.is_object()) return invalid_argument(what + " must be a JSON object");
   return json;
 }
 

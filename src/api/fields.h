@@ -16,8 +16,9 @@ namespace lathe::api {
 
 using Json = nlohmann::ordered_json;
 
-// kInvalidArgument unless `body` is a JSON object. Nesting is bounded, so that a small body cannot exhaust the stack.
-Result<Json> parse_object(std::string_view body);
+// kInvalidArgument, about `what`, unless `body` is a JSON object. Nesting is bounded, so that a small body cannot
+// exhaust the stack.
+Result<Json> parse_object(std::string_view body, const std::string& what = "the request body");
 
 class Fields {
  public:

@@ -86,7 +86,9 @@ void read_generation(Fields& fields, GenerationRequest& out) {
   read_stop(fields, out);
   if (!fields.has("stream_options")) return;
   if (!fields.at("stream_options").is_object()) return fields.complain("stream_options", "must be an object");
-  out.include_usage = fields.at("stream_options").value("include_usage", false);
+  Fields stream_options(fields.at("stream_options"));
+  out.include_usage = stream_options.flag("include_usage").value_or(false);
+  if (!stream_options.status().ok()) fields.complain("stream_options.include_usage", "must be true or false");
 }
 
 Result<ChatRequest> read_chat(const Json& json) {
@@ -147,7 +149,7 @@ Result<std::vector<float>> parse_turns(const Json& json, const Json* turns, bool
   for (const Json& message : json["messages"]) {
     if (message.value("role", "") != "assistant") continue;
     float weight = 1;
-    if (message.contains("weight")) {
+    if (message.contains("weight") && !message["weight"].is_null()) {
       if (!message["weight"].is_number() || message["weight"].get<double>() < 0)
         return invalid_argument("'weight' of a message must be a number >= 0");
       weight = message["weight"].get<float>();
@@ -280,7 +282,7 @@ Result<LearnRequest> parse_learn(std::string_view body) {
 }
 
 Result<LearnExample> parse_training_line(std::string_view line) {
-  const Json json = LATHE_TRY(parse_object(line));
+  const Json json = LATHE_TRY(parse_object(line, "the line"));
   Fields fields(json);
   LearnExample example = LATHE_TRY(read_example(json, fields, /*all_by_default=*/true));
   return example;
