@@ -1,6 +1,3 @@
-#include <sys/sysinfo.h>
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
@@ -57,6 +54,16 @@ Finding graphics() {
   const auto opened = gpu::open("cuda");
   return {"gpu", opened.ok(),
           text + "; driver for CUDA " + found->driver + (opened.ok() ? "" : "; " + opened.error().message)};
+}
+
+// What programs can still take, caches that would make room included; 0 where the kernel does not say.
+uint64_t available_memory() {
+  std::ifstream info("/proc/meminfo");
+  for (std::string line; std::getline(info, line);) {
+    uint64_t kibibytes = 0;
+    if (std::sscanf(line.c_str(), "MemAvailable: %lu kB", &kibibytes) == 1) return kibibytes << 10;
+  }
+  return 0;
 }
 
 class Doctor {
@@ -121,12 +128,10 @@ class Doctor {
     findings_.push_back(
         {"disk", free.ok() && *free > bytes + (64 << 20),
          free.ok() ? mebibytes(*free) + " free; a sync needs up to " + mebibytes(bytes) : free.error().message});
-    struct sysinfo memory {};
-    ::sysinfo(&memory);
-    const uint64_t available = uint64_t{memory.freeram + memory.bufferram} * memory.mem_unit;
+    const uint64_t available = available_memory();
     findings_.push_back(
-        {"memory", uint64_t{memory.totalram} * memory.mem_unit > 2 * bytes,
-         mebibytes(available) + " free now; weights and a correction need about " + mebibytes(bytes * 2)});
+        {"memory", available > 2 * bytes,
+         mebibytes(available) + " available now; weights and a correction need about " + mebibytes(bytes * 2)});
   }
 
   void text() {
@@ -174,7 +179,8 @@ Run add_doctor(CLI::App& app) {
         std::printf("%-4s %-15s %s\n", finding.ok ? "ok" : "FAIL", finding.name.c_str(), finding.detail.c_str());
       }
     }
-    if (options->json) std::printf("%s\n", json.dump(2).c_str());
+    if (options->json)
+      std::printf("%s\n", json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
     return all ? 0 : 1;
   };
 }

@@ -165,6 +165,7 @@ Status check_writable(io::Env& env, const Paths& paths, const std::vector<const 
 
 Result<std::unique_ptr<io::FileLock>> lock_directory(io::Env& env, const std::string& directory) {
   const Paths paths(directory);
+  if (!LATHE_TRY(env.exists(directory))) return not_found("there is no model directory " + directory);
   LATHE_TRY(env.create_directories(paths.lathe));
   auto lock = env.lock(paths.lock, io::IfLocked::kFail);
   if (!lock.ok() && lock.error().code == Code::kConflict) {
