@@ -1,4 +1,9 @@
+#include <signal.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <iostream>
 #include <memory>
@@ -15,6 +20,7 @@ using Json = nlohmann::ordered_json;
 struct Options {
   std::string server = "http://127.0.0.1:8077", api_key, system;
   double temperature = 0;
+  int64_t max_tokens = 1024;  // a small model at temperature 0 may repeat itself until its context is full
 };
 
 constexpr const char* kHelp =
@@ -23,7 +29,28 @@ constexpr const char* kHelp =
     "  /again               ask your last message again\n"
     "  /new                 start a new conversation\n"
     "  /sync                make what was learned durable now\n"
-    "  /quit                leave\n";
+    "  /quit                leave\n"
+    "Ctrl-C stops an answer; behind the prompt it leaves.\n";
+
+std::atomic<bool> stopped{false};
+
+// While it lives, the first Ctrl-C sets `stopped`; a second one ends the program, as it does without this.
+class StopOnInterrupt {
+ public:
+  StopOnInterrupt() {
+    stopped = false;
+    struct sigaction action {};
+    action.sa_handler = [](int) { stopped = true; };
+    action.sa_flags = static_cast<int>(SA_RESETHAND) | SA_RESTART;
+    ::sigaction(SIGINT, &action, &before_);
+  }
+  ~StopOnInterrupt() { ::sigaction(SIGINT, &before_, nullptr); }
+  StopOnInterrupt(const StopOnInterrupt&) = delete;
+  StopOnInterrupt& operator=(const StopOnInterrupt&) = delete;
+
+ private:
+  struct sigaction before_ {};
+};
 
 class Chat {
  public:
@@ -47,8 +74,9 @@ class Chat {
     } else if (line.starts_with("/")) {
       std::printf("unknown command; /help lists them\n");
     } else if (!line.empty()) {
-      messages_.push_back({{"role", "user"}, {"content", line}});
-      LATHE_TRY(answer());
+      Json asked = messages_;
+      asked.push_back({{"role", "user"}, {"content", line}});
+      LATHE_TRY(ask(std::move(asked)));
     }
     return true;
   }
@@ -63,23 +91,41 @@ class Chat {
 
   Status ask_again() {
     if (!answered()) return invalid_argument("there is no message to ask again");
-    messages_.erase(messages_.size() - 1);
-    return answer();
+    Json asked = messages_;
+    asked.erase(asked.size() - 1);
+    return ask(std::move(asked));
   }
 
-  Status answer() {
-    std::string text;
-    const Json body = {{"messages", messages_}, {"temperature", options_.temperature}, {"stream", true}};
-    LATHE_TRY(client_.post_streaming("/v1/chat/completions", body, [&](const Json& event) {
-      if (!event.contains("choices") || event["choices"].empty()) return;
-      const std::string piece = event["choices"][0]["delta"].value("content", "");
-      std::printf("%s", piece.c_str());
-      std::fflush(stdout);
-      text += piece;
-    }));
-    std::printf("\n");
-    messages_.push_back({{"role", "assistant"}, {"content", text}});
-    return {};
+  // Prints the answer as it comes. The conversation stays as it was unless there is one.
+  Status ask(Json asked) {
+    const StopOnInterrupt interruptible;
+    const Json prompt = LATHE_TRY(client_.post("/tokenize", {{"messages", asked}}));
+    const auto limit = prompt.value("max_model_len", int64_t{0});
+    const int64_t room = limit - prompt.value("count", int64_t{0});
+    if (room <= 0)
+      return invalid_argument("the conversation fills the model's context of " + std::to_string(limit) +
+                              " tokens; /new starts another");
+    std::string text, finish;
+    const Json body = {{"messages", asked},
+                       {"temperature", options_.temperature},
+                       {"max_tokens", std::min(room, options_.max_tokens)},
+                       {"stream", true}};
+    const Status answered = client_.post_streaming("/v1/chat/completions", body, [&](const Json& event) {
+      if (event.contains("choices") && !event["choices"].empty()) {
+        const Json& choice = event["choices"][0];
+        const std::string piece = choice["delta"].value("content", "");
+        std::printf("%s", piece.c_str());
+        std::fflush(stdout);
+        text += piece;
+        if (choice["finish_reason"].is_string()) finish = choice["finish_reason"];
+      }
+      return !stopped;
+    });
+    if (!answered.ok() && text.empty()) return answered;
+    std::printf("%s\n", stopped ? " (stopped)" : finish == "length" ? " (cut: no room for more)" : "");
+    asked.push_back({{"role", "assistant"}, {"content", text}});
+    messages_ = std::move(asked);
+    return stopped ? Status() : answered;
   }
 
   // The conversation up to the last user message, with the better answer as its only graded turn.
@@ -110,7 +156,10 @@ Status run_chat(const Options& options) {
   for (std::string line;;) {
     std::printf("> ");
     std::fflush(stdout);
-    if (!std::getline(std::cin, line)) return {};
+    if (!std::getline(std::cin, line)) {
+      std::printf("\n");  // the shell's prompt does not follow ours on one line
+      return {};
+    }
     const Result<bool> goes_on = chat.handle(line);
     if (!goes_on.ok()) std::printf("! %s\n", goes_on.error().message.c_str());
     if (goes_on.ok() && !*goes_on) return {};
@@ -124,10 +173,13 @@ Run add_chat(CLI::App& app) {
   app.add_option("--server", options->server, "Address of `lathe serve`")
       ->envname("LATHE_SERVER")
       ->capture_default_str();
-  app.add_option("--api-key", options->api_key, "Its key")->envname("LATHE_API_KEY");
-  app.add_option("--system", options->system, "System prompt");
-  app.add_option("--temperature", options->temperature, "0 is greedy")
+  app.add_option("--api-key", options->api_key, "The server's key, if it has one")->envname("LATHE_API_KEY");
+  app.add_option("--system", options->system, "System prompt: what the model is told before the conversation");
+  app.add_option("--temperature", options->temperature, "0: always the likeliest token; 1: as the model predicts")
       ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  app.add_option("--max-tokens", options->max_tokens, "Longest answer, in tokens")
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   return [options] {
     const Status done = run_chat(*options);

@@ -8,6 +8,19 @@ namespace lathe::cli {
 
 using Json = nlohmann::ordered_json;
 
+namespace {
+
+// What a person typed or pasted may be in another encoding, which JSON cannot carry.
+Result<std::string> serialised(const Json& body) {
+  try {
+    return body.dump();
+  } catch (const Json::type_error&) {
+    return invalid_argument("the text is not valid UTF-8; is the terminal set to another encoding?");
+  }
+}
+
+}  // namespace
+
 struct Client::State {
   std::string url;
   httplib::Client http;
@@ -56,18 +69,20 @@ Result<Json> Client::get(const std::string& path) {
 }
 
 Result<Json> Client::post(const std::string& path, const Json& body) {
-  return state_->read(state_->http.Post(path, state_->headers, body.dump(), "application/json"));
+  const std::string text = LATHE_TRY(serialised(body));
+  return state_->read(state_->http.Post(path, state_->headers, text, "application/json"));
 }
 
 Status Client::post_streaming(const std::string& path, const Json& body,
-                              const std::function<void(const Json&)>& on_event) {
+                              const std::function<bool(const Json&)>& on_event) {
   httplib::Request request;
   request.method = "POST";
   request.path = path;
   request.headers = state_->headers;
   request.set_header("Content-Type", "application/json");
-  request.body = body.dump();
+  request.body = LATHE_TRY(serialised(body));
   std::string pending, all;
+  bool wanted = true;
   request.content_receiver = [&](const char* data, size_t size, uint64_t, uint64_t) {
     pending.append(data, size);
     all.append(data, size);
@@ -75,11 +90,12 @@ Status Client::post_streaming(const std::string& path, const Json& body,
       const std::string event = pending.substr(0, end);
       if (!event.starts_with("data: ") || event == "data: [DONE]") continue;
       const Json json = Json::parse(event.substr(6), nullptr, false);
-      if (json.is_object()) on_event(json);
+      if (json.is_object()) wanted = wanted && on_event(json);
     }
-    return true;
+    return wanted;
   };
   const httplib::Result result = state_->http.send(request);
+  if (!wanted) return {};
   if (!result) return state_->unreachable(result.error());
   if (result->status >= 400) return State::refused(result->status, all);
   return {};

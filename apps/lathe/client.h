@@ -19,12 +19,13 @@ class Client {
   Client(Client&&) noexcept;
   ~Client();
 
-  // The server's own message comes back as the error.
+  // The server's own message comes back as the error. kInvalidArgument if a text in `body` is not UTF-8.
   Result<nlohmann::ordered_json> get(const std::string& path);
   Result<nlohmann::ordered_json> post(const std::string& path, const nlohmann::ordered_json& body);
-  // Calls on_event for each server-sent event until "[DONE]".
+  // Calls on_event for each server-sent event until "[DONE]" or until it returns false, which closes the connection
+  // and is no error.
   Status post_streaming(const std::string& path, const nlohmann::ordered_json& body,
-                        const std::function<void(const nlohmann::ordered_json&)>& on_event);
+                        const std::function<bool(const nlohmann::ordered_json&)>& on_event);
 
  private:
   struct State;

@@ -31,13 +31,14 @@ Result<nlohmann::ordered_json> teach(const Options& options) {
 
 Run add_learn(CLI::App& app) {
   const auto options = std::make_shared<Options>();
-  app.add_option("QUESTION", options->question, "What a user asks")->required();
-  app.add_option("--answer", options->answer, "What the model should answer")->required();
+  const auto not_empty = [](const std::string& text) { return text.empty() ? "must not be empty" : ""; };
+  app.add_option("QUESTION", options->question, "What a user asks")->required()->check(not_empty);
+  app.add_option("--answer", options->answer, "What the model should answer")->required()->check(not_empty);
   app.add_option("--system", options->system, "System prompt of the conversation");
   app.add_option("--server", options->server, "Address of `lathe serve`")
       ->envname("LATHE_SERVER")
       ->capture_default_str();
-  app.add_option("--api-key", options->api_key, "Its key")->envname("LATHE_API_KEY");
+  app.add_option("--api-key", options->api_key, "The server's key, if it has one")->envname("LATHE_API_KEY");
   app.add_option("--lr", options->learning_rate, "Learning rate (default: the server's)")->check(CLI::Range(1e-9, 1.0));
   app.add_option("--steps", options->steps, "Steps at most (default: the server's)")->check(CLI::Range(1, 10000));
   app.add_flag("--json", options->json, "Print the server's answer as JSON");

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 
 #include "commands.h"
@@ -15,7 +16,9 @@ namespace {
 void spin_briefly(char** argv) {
   if (std::getenv("GOMP_SPINCOUNT") || std::getenv("OMP_WAIT_POLICY")) return;
   ::setenv("GOMP_SPINCOUNT", "5000", 0);
-  ::execv("/proc/self/exe", argv);  // on failure: go on as we are, only slower in company
+  std::error_code error;  // on failure, here or there: go on as we are, only slower in company
+  const auto program = std::filesystem::read_symlink("/proc/self/exe", error);  // named so that ps shows "lathe"
+  if (!error) ::execv(program.c_str(), argv);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ Run add_sync(CLI::App& app) {
   app.add_option("--server", options->server, "Address of `lathe serve`")
       ->envname("LATHE_SERVER")
       ->capture_default_str();
-  app.add_option("--api-key", options->api_key, "Its key")->envname("LATHE_API_KEY");
+  app.add_option("--api-key", options->api_key, "The server's key, if it has one")->envname("LATHE_API_KEY");
   return [options] {
     auto client = Client::create(options->server, options->api_key);
     const auto synced = client.ok() ? client->post("/v1/sync", nlohmann::ordered_json::object())
