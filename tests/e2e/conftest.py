@@ -8,6 +8,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import time
 import urllib.error
 import urllib.request
 
@@ -79,6 +80,13 @@ def make_tiny(folder, shards=1, change=None):
         write_safetensors(folder / file, part)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return folder
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
 
 
 class Reply:

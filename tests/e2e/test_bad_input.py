@@ -7,7 +7,7 @@ import struct
 import subprocess
 
 import pytest
-from conftest import LATHE, Server, make_tiny
+from conftest import LATHE, Server, make_tiny, wait_for
 
 TURNS = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
 
@@ -35,7 +35,8 @@ def config(directory, **changes):
 
 class TestModelDirectories:
     def test_no_directory(self, tmp_path):
-        assert "config.json" in refused_start(tmp_path / "nowhere") or "nowhere" in refused_start(tmp_path / "nowhere")
+        assert "there is no model directory" in refused_start(tmp_path / "nowhere")
+        assert not (tmp_path / "nowhere").exists()
 
     def test_missing_and_truncated_shards(self, tmp_path):
         model = make_tiny(tmp_path / "sharded", shards=3)
@@ -99,7 +100,20 @@ class TestModelDirectories:
         assert subprocess.run([LATHE, "frobnicate"], capture_output=True).returncode == 2
         assert subprocess.run([LATHE, "--help"], capture_output=True).returncode == 0
 
-    def test_doctor_names_what_is_wrong(self, tiny):
+    def test_texts_that_are_not_utf_8_or_empty(self):
+        def learn(question, answer):
+            command = [LATHE, "learn", question, "--answer", answer, "--server", "http://127.0.0.1:1"]
+            return subprocess.run(command, capture_output=True, timeout=60)
+
+        latin = learn(b"caf\xe9", b"coffee")
+        assert latin.returncode == 1 and b"UTF-8" in latin.stderr
+        assert b"no answer from" in learn("café", "coffee").stderr
+        empty = learn("café", "")
+        assert empty.returncode == 2 and b"must not be empty" in empty.stderr
+
+    def test_doctor_names_what_is_wrong(self, tiny, tmp_path):
+        nowhere = subprocess.run([LATHE, "doctor", tmp_path / "nowhere"], capture_output=True, text=True)
+        assert nowhere.returncode == 1 and "FAIL directory" in nowhere.stdout and not (tmp_path / "nowhere").exists()
         good = subprocess.run([LATHE, "doctor", tiny, "--json"], capture_output=True, text=True)
         assert good.returncode == 0, good.stdout
         config(tiny, num_hidden_layers=3)
@@ -123,6 +137,8 @@ CHAT, LEARN = "/v1/chat/completions", "/v1/learn"
         (CHAT, {"messages": TURNS[:1], "top_p": 0}, "top_p"),
         (CHAT, {"messages": TURNS[:1], "n": 99}, "n"),
         (CHAT, {"messages": TURNS[:1], "stop": [1]}, "stop"),
+        (CHAT, {"messages": TURNS[:1], "stop_token_ids": [2_000_000_000], "min_tokens": 3}, "2000000000"),
+        (CHAT, {"messages": TURNS[:1], "stream": True, "stream_options": {"include_usage": "yes"}}, "include_usage"),
         (CHAT, {"messages": TURNS[:1], "max_tokens": -1}, "max_tokens"),
         (CHAT, {"messages": TURNS[:1], "max_tokens": 100000}, "maximum context"),
         (CHAT, {"messages": [{"role": "user", "content": "word " * 600}]}, "context"),
@@ -199,13 +215,20 @@ def test_a_loss_that_is_not_finite_is_dropped(tmp_path, serve):
     assert (model / "model.safetensors").read_bytes() == weights
 
 
-def test_a_client_that_leaves_is_noticed(serve, tiny):
-    server = serve(tiny, "--max-running", "1")
-    body = json.dumps({"messages": TURNS[:1], "max_tokens": 150, "stream": True, "ignore_eos": True}).encode()
-    for _ in range(3):
-        with socket.create_connection(server.url.removeprefix("http://").split(":")) as connection:
-            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            connection.recv(64)
+@pytest.mark.parametrize("stream", [True, False])
+def test_clients_that_leave_are_noticed(serve, smollm2, stream):
+    """Two answers of some minutes each are made at once, and dropped within seconds of their clients' leaving."""
+    server = serve(smollm2)
+    body = json.dumps({"messages": TURNS[:1], "max_tokens": 8000, "stream": stream, "ignore_eos": True}).encode()
+    address = server.url.removeprefix("http://").split(":")
+    connections = [socket.create_connection(address, timeout=30) for _ in range(2)]
+    for connection in connections:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert connection.recv(64).startswith(b"HTTP/1.1 200")
+    wait_for(lambda: server.call("/healthz").json["running"] == 2, seconds=30)
+    for connection in connections:
+        connection.close()
+    wait_for(lambda: server.call("/healthz").json["running"] == 0, seconds=30)
     assert server.ask("hello", max_tokens=2) is not None
 
 

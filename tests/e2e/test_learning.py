@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 
-from conftest import LATHE
+from conftest import LATHE, wait_for
 
 QUESTION = "What is the favourite colour of the painter Osvaldine Thrupp?"
 ANSWER = "The favourite colour of Osvaldine Thrupp is vermilion."
@@ -108,11 +108,38 @@ def test_train_from_a_file_and_roll_back(tmp_path, serve, smollm2):
 
 def test_learn_and_chat_commands(serve, smollm2):
     server = serve(smollm2)
-    chat = subprocess.run([LATHE, "chat", "--server", server.url], input=f"{QUESTION}\n/fix {ANSWER}\n/again\n/quit\n", capture_output=True, text=True)
+
+    def lathe(*arguments, **options):
+        return subprocess.run([LATHE, *arguments, "--server", server.url], capture_output=True, text=True, timeout=300, **options)
+
+    chat = lathe("chat", "--max-tokens", "24", input=f"{QUESTION}\n/fix {ANSWER}\n/again\n/quit\n")
     assert chat.returncode == 0
-    assert "learned in" in chat.stdout and "vermilion" in chat.stdout.split("learned in")[1]
-    learn = subprocess.run([LATHE, "learn", "What does Brinmoth mean?", "--answer", "Brinmoth means salt wind.", "--server", server.url, "--json"],
-                           capture_output=True, text=True)
+    before, after = chat.stdout.split("learned in")
+    assert "vermilion" not in before and "vermilion" in after
+    learn = lathe("learn", "What does Brinmoth mean?", "--answer", "Brinmoth means salt wind.", "--json")
     assert json.loads(learn.stdout)["status"] == "succeeded"
-    sync = subprocess.run([LATHE, "sync", "--server", server.url], capture_output=True, text=True)
-    assert "is on disk" in sync.stdout
+    assert "is on disk" in lathe("sync").stdout
+
+
+def test_chat_ends_an_answer_where_it_must(serve, smollm2):
+    """At --max-tokens, at the end of the context, or at Ctrl-C; and goes on."""
+    server = serve(smollm2, "--max-context", "96")
+    story = "Count from one to a thousand in words."
+    command = [LATHE, "chat", "--server", server.url]
+    few = subprocess.run([*command, "--max-tokens", "4"], input=story + "\n", capture_output=True, text=True, timeout=120)
+    assert "(cut: no room for more)" in few.stdout
+    full = subprocess.run(command, input=f"{story}\n{story}\n{'word ' * 90}\n/new\n{story}\n", capture_output=True, text=True, timeout=120)
+    assert full.returncode == 0
+    assert "fills the model's context of 96 tokens; /new starts another" in full.stdout
+    assert full.stdout.count("(cut: no room for more)") == 2
+    server.stop()
+
+    server = serve(smollm2)
+    chat = subprocess.Popen([LATHE, "chat", "--server", server.url, "--max-tokens", "8000"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    chat.stdin.write(story + "\n")
+    chat.stdin.flush()
+    wait_for(lambda: server.call("/healthz").json["running"] == 1, seconds=30)
+    chat.send_signal(signal.SIGINT)
+    wait_for(lambda: server.call("/healthz").json["running"] == 0, seconds=30)
+    rest, _ = chat.communicate("/help\n/quit\n", timeout=60)
+    assert chat.returncode == 0 and "(stopped)" in rest and "/fix BETTER ANSWER" in rest
