@@ -83,7 +83,7 @@ TEST_P(Models, CompanyDoesNotChangeAnAnswer) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Models, ::testing::Values("llama", "qwen2", "qwen3"));
+INSTANTIATE_TEST_SUITE_P(Golden, Models, ::testing::Values("llama", "qwen2", "qwen3", "qwen3_5"));
 
 TEST(Engine, StopsAtStopTokensButNotBeforeMinTokens) {
   const Golden golden("llama");

@@ -53,7 +53,7 @@ struct ModelConfig {
   int64_t heads = 0;       // query heads
   int64_t kv_heads = 0;    // key and value heads; divides heads
   int64_t head_dim = 0;    // heads * head_dim need not be hidden_size
-  int64_t rotary_dim = 0;  // the first dimensions of a head, which rotate; the others pass
+  int64_t rotary_dim = 0;  // so many dimensions of a head rotate, the others pass; 0: all rotate
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
   std::optional<Llama3Rope> llama3_rope;
@@ -65,7 +65,7 @@ struct ModelConfig {
   bool qk_norm = false;
   bool attention_gate = false;  // q_proj holds a query and a gate per head; sigmoid(gate) scales what attention gives
   NormStyle norm = NormStyle::kPlain;
-  std::vector<Mixer> mixers;      // one per layer
+  std::vector<Mixer> mixers;      // one per layer; none: all kAttention
   DeltaConfig delta;              // of the layers that are kDelta
   std::string prefix = "model.";  // of the tensors of the text model; the head is always lm_head.weight
   // transformers builds the embedding with padding_idx = pad_token_id: that row gets no gradient from the look-up.
@@ -74,6 +74,7 @@ struct ModelConfig {
   std::optional<int64_t> bos_token;
   std::vector<int64_t> eos_tokens;  // of config.json and generation_config.json together
 
+  Mixer mixer(int64_t layer) const { return mixers.empty() ? Mixer::kAttention : mixers[layer]; }
   bool has_delta() const;  // whether any layer is kDelta
 
   // Unsupported architectures, rope types, activations, sliding windows and quantisation are refused by name.

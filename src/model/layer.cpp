@@ -66,7 +66,7 @@ void add_mlp_specs(const ModelConfig& c, const std::string& p, std::vector<Param
 void add_layer_specs(const ModelConfig& c, int64_t layer, std::vector<ParameterSpec>& specs) {
   const std::string p = layer_prefix(c, layer);
   specs.push_back(single(p + "input_layernorm.weight", {c.hidden_size}));
-  if (c.mixers[layer] == Mixer::kAttention) {
+  if (c.mixer(layer) == Mixer::kAttention) {
     add_attention_specs(c, p + "self_attn.", specs);
   } else {
     add_delta_specs(c, p + "linear_attn.", specs);
@@ -85,7 +85,7 @@ LayerParameters find_layer(const ModelConfig& c, int64_t layer, const weights::W
                         .gate_up_bias = get_if(c.mlp_bias, "mlp.gate_up_proj.bias"),
                         .down = get("mlp.down_proj.weight"),
                         .down_bias = get_if(c.mlp_bias, "mlp.down_proj.bias")};
-  if (c.mixers[layer] == Mixer::kAttention) {
+  if (c.mixer(layer) == Mixer::kAttention) {
     found.attention = {.qkv = get("self_attn.qkv_proj.weight"),
                        .qkv_bias = get_if(c.qkv_bias, "self_attn.qkv_proj.bias"),
                        .q_norm = get_if(c.qk_norm, "self_attn.q_norm.weight"),
@@ -144,8 +144,8 @@ at::Tensor attention_mixer(const Pass& pass, const AttentionParameters& p, const
 at::Tensor decoder_layer(const Pass& pass, const LayerParameters& p, const at::Tensor& x) {
   const ModelConfig& c = pass.config;
   const at::Tensor h = rms_norm(x, *p.input_norm, c.rms_norm_eps, c.norm, pass.sink);
-  const at::Tensor y = x + (c.mixers[pass.layer] == Mixer::kAttention ? attention_mixer(pass, p.attention, h)
-                                                                      : delta_mixer(pass, p.delta, h));
+  const at::Tensor y = x + (c.mixer(pass.layer) == Mixer::kAttention ? attention_mixer(pass, p.attention, h)
+                                                                     : delta_mixer(pass, p.delta, h));
   const at::Tensor normed = rms_norm(y, *p.post_norm, c.rms_norm_eps, c.norm, pass.sink);
   return y + linear(silu_mul(linear(normed, *p.gate_up, p.gate_up_bias, pass.sink)), *p.down, p.down_bias, pass.sink);
 }

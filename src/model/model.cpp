@@ -21,10 +21,11 @@ constexpr const char* kHead = "lm_head.weight";
 
 // 1 / theta^(2j / r) for the r rotating dimensions, rescaled band by band for Llama 3.1 and later.
 at::Tensor inverse_frequencies(const ModelConfig& c) {
-  at::Tensor frequencies = at::empty({c.rotary_dim / 2}, at::kFloat);
+  const int64_t rotating = c.rotary_dim > 0 ? c.rotary_dim : c.head_dim;
+  at::Tensor frequencies = at::empty({rotating / 2}, at::kFloat);
   float* out = frequencies.data_ptr<float>();
-  for (int64_t j = 0; j < c.rotary_dim / 2; ++j) {
-    const auto exponent = static_cast<float>(2 * j) / static_cast<float>(c.rotary_dim);
+  for (int64_t j = 0; j < rotating / 2; ++j) {
+    const auto exponent = static_cast<float>(2 * j) / static_cast<float>(rotating);
     out[j] = 1.0F / std::pow(static_cast<float>(c.rope_theta), exponent);
     if (!c.llama3_rope) continue;
     const Llama3Rope& rope = *c.llama3_rope;

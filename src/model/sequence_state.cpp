@@ -11,7 +11,7 @@ SequenceState::SequenceState(const ModelConfig& config, at::TensorOptions option
   values_.resize(config.layers);
   delta_.resize(config.layers);
   for (int64_t layer = 0; layer < config.layers; ++layer) {
-    if (config.mixers[layer] != Mixer::kAttention) continue;
+    if (config.mixer(layer) != Mixer::kAttention) continue;
     keys_[layer] = at::empty({config.kv_heads, expected_tokens, config.head_dim}, options);
     values_[layer] = at::empty({config.kv_heads, expected_tokens, config.head_dim}, options);
   }
