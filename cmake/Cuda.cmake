@@ -26,7 +26,7 @@ endif()
 set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # LibTorch's; two run-times in one process would not see each other's streams
 set(CMAKE_CUDA_FLAGS_RELWITHDEBINFO "-O3 -lineinfo")
 enable_language(CUDA)
-set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 does not know that nvcc knows C++20
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 13.0 OR CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 14)
   message(FATAL_ERROR "LibTorch 2.11.0 is built with CUDA 13.0; ${CMAKE_CUDA_COMPILER} is ${CMAKE_CUDA_COMPILER_VERSION}")

@@ -14,6 +14,7 @@
 #include "api/requests.h"
 #include "checkpoint/sync.h"
 #include "commands.h"
+#include "gpu/device.h"
 #include "model/model.h"
 #include "text/text.h"
 #include "train/trainer.h"
@@ -22,7 +23,7 @@ namespace lathe::cli {
 namespace {
 
 struct Options {
-  std::string directory, data, optimizer = "apollo_mini", context = "frozen";
+  std::string directory, data, optimizer = "apollo_mini", context = "frozen", device = "auto";
   double learning_rate = 2e-5, weight_decay = 0;
   int64_t epochs = 1, batch = 8, max_steps = 0;
   uint32_t seed = 1;
@@ -106,23 +107,25 @@ class Batches {
 
 Result<checkpoint::SyncReport> save(io::Env& env, const std::string& directory, const weights::WeightStore& store,
                                     int64_t version) {
+  weights::PartReader reader;
   return checkpoint::sync(
       env, directory,
       [&](std::string_view name) -> std::optional<std::span<const std::byte>> {
         const weights::Part* part = store.find_part(name);
         if (!part) return std::nullopt;
-        return weights::WeightStore::bytes(*part);
+        return reader.bytes(*part);
       },
       version);
 }
 
 Status train(const Options& options) {
   io::Env& env = io::posix_env();
+  const c10::Device device = LATHE_TRY(gpu::open(options.device));
   const auto lock = LATHE_TRY(checkpoint::lock_directory(env, options.directory));
   LATHE_TRY(checkpoint::recover(env, options.directory));
   const auto on_disk = LATHE_TRY(checkpoint::read_version(env, options.directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
-  const model::LoadedModel loaded = LATHE_TRY(model::load_model(env, options.directory));
+  const model::LoadedModel loaded = LATHE_TRY(model::load_model(env, options.directory, {.device = device}));
   optim::OptimizerConfig optimizer{.method = LATHE_TRY(optim::parse_method(options.optimizer)),
                                    .weight_decay = options.weight_decay,
                                    .seed = options.seed};
@@ -185,6 +188,9 @@ Run add_train(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--context", options->context, "frozen: no gradient through context; exact: through everything")
       ->check(CLI::IsMember({"frozen", "exact"}))
+      ->capture_default_str();
+  app.add_option("--device", options->device, "auto (a GPU if there is one), cpu, cuda or cuda:N")
+      ->envname("LATHE_DEVICE")
       ->capture_default_str();
   app.add_option("--seed", options->seed, "Of order, projections and rounding")->capture_default_str();
   app.add_flag("--quiet", options->quiet, "No progress bar");

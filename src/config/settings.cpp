@@ -45,6 +45,10 @@ void add_serving_options(CLI::App& app, Settings& s) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--device", s.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")
+      ->envname("LATHE_DEVICE")
+      ->capture_default_str()
+      ->group(group);
 }
 
 void add_learning_options(CLI::App& app, Settings& s) {

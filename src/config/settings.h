@@ -27,7 +27,8 @@ struct Settings {
   int64_t max_context = 0;   // tokens of prompt and answer; 0: the model's limit
   int64_t max_body_bytes = 8 << 20;
   int http_threads = 32;
-  int compute_threads = 0;  // 0: one per core
+  int compute_threads = 0;      // 0: one per core
+  std::string device = "auto";  // a GPU if there is one; or cpu, cuda, cuda:N
 
   // Learning.
   std::string optimizer = "apollo_mini";

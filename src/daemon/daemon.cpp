@@ -11,6 +11,7 @@
 #include "daemon/learner.h"
 #include "daemon/service.h"
 #include "engine/engine.h"
+#include "gpu/device.h"
 #include "http/server.h"
 
 namespace lathe::daemon {
@@ -50,15 +51,16 @@ std::string name_of(const std::string& directory) {
 Status serve(const std::string& directory, config::Settings settings, const std::function<void(int port)>& ready) {
   const Signals signals;
   io::Env& env = io::posix_env();
+  const c10::Device device = LATHE_TRY(gpu::open(settings.device));
   if (settings.compute_threads > 0) at::set_num_threads(settings.compute_threads);
   const auto lock = LATHE_TRY(checkpoint::lock_directory(env, directory));
   LATHE_TRY(checkpoint::recover(env, directory));
   const checkpoint::DirectoryVersion on_disk = LATHE_TRY(checkpoint::read_version(env, directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, directory));
-  model::LoadedModel loaded = LATHE_TRY(model::load_model(env, directory));
+  model::LoadedModel loaded = LATHE_TRY(model::load_model(env, directory, {.device = device}));
   const auto store = LATHE_TRY(store::Store::open(directory + "/.lathe/lathe.db"));
   log::info("loaded " + directory + ": " + std::to_string(loaded.store->element_count() / 1'000'000) +
-            " M parameters, version " + std::to_string(on_disk.version));
+            " M parameters on " + device.str() + ", version " + std::to_string(on_disk.version));
 
   weights::Gate gate;
   engine::Engine engine(

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "checkpoint/model_dir.h"
+#include "gpu/device.h"
 
 namespace lathe::daemon {
 namespace {
@@ -86,6 +87,7 @@ bool Learner::sync_is_due() const {
 
 Status Learner::run(std::stop_token stop) {
   stop_ = stop;
+  const gpu::OwnStream own_stream(loaded_.model->options().device());
   while (!stop.stop_requested()) {
     Work work;
     {
@@ -174,10 +176,11 @@ Result<api::SyncResult> Learner::sync_now() {
   const auto begin = Clock::now();
   last_sync_ = begin;
   // This thread is the only writer, so the weights are still while it copies them, and serving goes on.
+  weights::PartReader reader;
   const checkpoint::LiveTensor live = [&](std::string_view name) -> std::optional<std::span<const std::byte>> {
     const weights::Part* part = loaded_.store->find_part(name);
     if (!part) return std::nullopt;
-    return weights::WeightStore::bytes(*part);
+    return reader.bytes(*part);
   };
   api::SyncResult result{.version = version_};
   if (version_ == synced_version_) return result;

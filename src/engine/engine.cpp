@@ -7,6 +7,7 @@
 #include <random>
 
 #include "engine/sampler.h"
+#include "gpu/device.h"
 
 namespace lathe::engine {
 
@@ -125,6 +126,7 @@ EngineStats Engine::stats() const {
 
 void Engine::run(std::stop_token stop) {
   const at::NoGradGuard no_grad;
+  const gpu::OwnStream own_stream(state_->model.options().device());
   while (!stop.stop_requested()) {
     {
       std::unique_lock hold(state_->mutex);
@@ -196,14 +198,14 @@ void Engine::State::step() {
   if (shares.empty()) return;
   try {
     const weights::Gate::Shared reading(gate);
+    const gpu::Fence finished(model.options().device());
     std::vector<model::Run> runs;
     for (const Share& share : shares) runs.push_back(share.run);
     const at::Tensor x = model.forward(at::tensor(ids, at::kLong).to(model.options().device()), runs);
     deliver(shares, x);
   } catch (const std::exception& e) {
     // The border between torch's exceptions and our errors: the requests of this step fail, the engine goes on.
-    for (const Share& share : shares)
-      finish(*share.sequence, FinishReason::kError, internal(std::string("generation failed: ") + e.what()));
+    for (const Share& share : shares) finish(*share.sequence, FinishReason::kError, gpu::error_of("generation", e));
   }
   drop_finished();
 }

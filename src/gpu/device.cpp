@@ -13,6 +13,8 @@
 #include <charconv>
 #include <cstdio>
 
+#include "base/log.h"
+
 namespace lathe::gpu {
 namespace {
 
@@ -177,6 +179,25 @@ void synchronize(c10::Device device) {
   guard.synchronizeStream(guard.getStream(device));
 }
 
+Fence::~Fence() {
+  try {
+    synchronize(device_);
+  } catch (const std::exception& e) {
+    // A failed kernel: whoever asks the device next is told the same.
+    log::error("waiting for " + device_.str() + " failed: " + e.what());
+  }
+}
+
+Error error_of(const std::string& what, const std::exception& thrown) {
+  const auto* error = dynamic_cast<const c10::Error*>(&thrown);
+  const std::string text = error ? error->what_without_backtrace() : thrown.what();
+  if (!dynamic_cast<const c10::OutOfMemoryError*>(&thrown)) return internal(what + " failed: " + text);
+  // torch's first sentences say how much was asked for and how much there is; what follows is advice on its allocator.
+  const size_t end = text.find(" Of the allocated memory");
+  return {Code::kExhausted, what + " does not fit: " + text.substr(0, end) +
+                                " Use fewer or shorter examples or prompts at once, or a GPU with more free memory."};
+}
+
 OwnStream::OwnStream(c10::Device device) : device_(device), previous_(c10::Stream::DEFAULT, device) {
   if (device.is_cpu()) return;
   const c10::impl::VirtualGuardImpl guard(device.type());
@@ -186,9 +207,8 @@ OwnStream::OwnStream(c10::Device device) : device_(device), previous_(c10::Strea
 
 OwnStream::~OwnStream() {
   if (device_.is_cpu()) return;
-  const c10::impl::VirtualGuardImpl guard(device_.type());
-  guard.synchronizeStream(guard.getStream(device_));
-  guard.exchangeStream(previous_);
+  { const Fence fence(device_); }
+  c10::impl::VirtualGuardImpl(device_.type()).exchangeStream(previous_);
 }
 
 }  // namespace lathe::gpu

@@ -13,6 +13,7 @@
 #include <c10/core/Stream.h>
 
 #include <cstdint>
+#include <exception>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -52,6 +53,19 @@ Result<c10::Device> open(std::string_view name);
 // left.
 void synchronize(c10::Device device);
 
+// Waits, as its scope ends, until the calling thread's stream on `device` is done: also when an exception ends the
+// scope. Declared behind a lock, it makes the lock cover what was queued and not only the queueing.
+class Fence {
+ public:
+  explicit Fence(c10::Device device) : device_(device) {}
+  ~Fence();
+  Fence(const Fence&) = delete;
+  Fence& operator=(const Fence&) = delete;
+
+ private:
+  c10::Device device_;
+};
+
 // While it lives, the calling thread's work on `device` goes to a stream of its own, beside other threads' work.
 class OwnStream {
  public:
@@ -64,6 +78,10 @@ class OwnStream {
   c10::Device device_;
   c10::Stream previous_;
 };
+
+// "`what` failed: ..." of an exception that torch threw; where memory ran out, kExhausted, with the amount and the
+// remedy.
+Error error_of(const std::string& what, const std::exception& thrown);
 
 // Bytes of `device` in tensors at most since reset_peak(); 0 on a CPU.
 int64_t peak_bytes(c10::Device device);

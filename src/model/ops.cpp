@@ -4,7 +4,10 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "gpu/device.h"
 #include "model/cpu_ops.h"
+#include "model/cuda_attention.h"
+#include "model/cuda_ops.h"
 #include "model/saved_pointer.h"
 
 namespace lathe::model {
@@ -86,6 +89,9 @@ at::Tensor linear(const at::Tensor& x, const Parameter& weight, const Parameter*
 }
 
 at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps, NormStyle style, GradientSink* sink) {
+  if constexpr (gpu::kBuilt) {
+    if (cuda::can_run(x)) return cuda::rms_norm(x, weight, eps, style, sink);
+  }
   if (sink && at::GradMode::is_enabled())
     return SinkRmsNorm::apply(x, &weight, eps, style == NormStyle::kZeroCentred, sink);
   if (style == NormStyle::kPlain && cpu::can_serve(x) && weight.data.scalar_type() == x.scalar_type())
@@ -94,6 +100,9 @@ at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps, No
 }
 
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  if constexpr (gpu::kBuilt) {
+    if (cuda::can_run(x)) return cuda::rotate(x, cos, sin);
+  }
   const int64_t half = cos.size(1), rotating = 2 * half;
   if (cpu::can_serve(x) && rotating == x.size(-1)) return cpu::rotate(x, cos, sin);
   const at::Tensor first = x.narrow(-1, 0, half), second = x.narrow(-1, half, half);
@@ -104,12 +113,18 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 }
 
 at::Tensor silu_mul(const at::Tensor& gate_up) {
+  if constexpr (gpu::kBuilt) {
+    if (cuda::can_run(gate_up)) return cuda::silu_mul(gate_up);
+  }
   if (cpu::can_serve(gate_up)) return cpu::silu_mul(gate_up);
   const int64_t inner = gate_up.size(-1) / 2;
   return at::silu(gate_up.narrow(-1, 0, inner)) * gate_up.narrow(-1, inner, inner);
 }
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  if constexpr (gpu::kBuilt) {
+    if (cuda::can_run(q)) return cuda::attention(q, k, v, cuda::choose_attention(q, k.size(1)));
+  }
   const int64_t n = q.size(0), m = k.size(1);
   std::optional<at::Tensor> mask;
   if (n > 1) mask = at::ones({n, m}, q.options().dtype(at::kBool)).tril_(m - n);

@@ -7,16 +7,17 @@
 #include <string>
 
 #include "base/result.h"
+#include "gpu/device.h"
 
 namespace lathe::train {
 
-// work(), a Result; what torch throws becomes kInternal: "`what` failed: ...".
+// work(), a Result; what torch throws becomes the error "`what` failed: ..." (gpu::error_of).
 template <class Work>
 auto guarded(const char* what, Work&& work) -> decltype(work()) {
   try {
     return work();
   } catch (const std::exception& e) {
-    return internal(std::string(what) + " failed: " + e.what());
+    return gpu::error_of(what, e);
   }
 }
 

@@ -16,6 +16,7 @@
 #include <cmath>
 #include <utility>
 
+#include "gpu/device.h"
 #include "train/backward.h"
 #include "train/batch.h"
 #include "train/guarded.h"
@@ -57,12 +58,13 @@ using Clock = std::chrono::steady_clock;
 // The Gate held alone, and how long that took, waiting included.
 class Pause {
  public:
-  explicit Pause(weights::Gate& gate) : alone_(gate) {}
+  Pause(weights::Gate& gate, c10::Device device) : alone_(gate), finished_(device) {}
   double seconds() const { return std::chrono::duration<double>(Clock::now() - begin_).count(); }
 
  private:
   Clock::time_point begin_ = Clock::now();  // before the gate is taken
   weights::Gate::Exclusive alone_;
+  gpu::Fence finished_;  // what was queued meanwhile is done before the gate opens
 };
 
 }  // namespace
@@ -110,7 +112,7 @@ Result<StepProposal> Trainer::propose(std::span<const MicroBatch> batches, const
 Result<StepReport> Trainer::commit(StepProposal proposal) {
   return guarded("the commit", [&]() -> Result<StepReport> {
     StepReport report{.loss = proposal.loss, .graded_tokens = proposal.graded_tokens, .tokens = proposal.tokens};
-    const Pause pause(gate_);
+    const Pause pause(gate_, model_.options().device());
     report.commit = optimizer_.commit(std::move(proposal.update));
     report.pause_seconds = pause.seconds();
     return report;
@@ -148,10 +150,10 @@ Result<StepReport> Trainer::stream(const Batch& batch, const Objective& objectiv
 
   optim::StreamedUpdate update(optimizer_, options.learning_rate);
   std::optional<Pause> whole;
-  if (!options.live) whole.emplace(gate_);
+  if (!options.live) whole.emplace(gate_, model_.options().device());
   const auto write = [&](GradientSet gradients) -> Status {
     std::optional<Pause> own;
-    if (options.live) own.emplace(gate_);
+    if (options.live) own.emplace(gate_, model_.options().device());
     LATHE_TRY(update.apply(std::move(gradients)));
     report.pause_seconds = std::max(report.pause_seconds, (own ? own : whole)->seconds());
     return {};

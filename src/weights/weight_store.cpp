@@ -127,7 +127,9 @@ Status WeightStore::reload(const checkpoint::ModelDir& dir) {
       const checkpoint::TensorInfo* info = dir.find(part.name);
       if (!info || info->size() != part.data.nbytes())
         return corruption("the directory's tensor " + part.name + " is not the one that was loaded");
-      LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(part.data.mutable_data_ptr()), part.data.nbytes()}));
+      const at::Tensor host = part.data.is_cpu() ? part.data : at::empty_like(part.data, at::kCPU);
+      LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(host.mutable_data_ptr()), host.nbytes()}));
+      if (!part.data.is_cpu()) part.data.copy_(host);
     }
   }
   return {};
@@ -145,8 +147,16 @@ const Part* WeightStore::find_part(std::string_view checkpoint_name) const {
   return &parameters_[found->second.first].parts[found->second.second];
 }
 
-std::span<const std::byte> WeightStore::bytes(const Part& part) {
-  return {static_cast<const std::byte*>(part.data.const_data_ptr()), part.data.nbytes()};
+std::span<const std::byte> PartReader::bytes(const Part& part) {
+  const size_t size = part.data.nbytes();
+  if (part.data.is_cpu()) return {static_cast<const std::byte*>(part.data.const_data_ptr()), size};
+  if (!buffer_.defined() || buffer_.nbytes() < size) {
+    // Pinned, or the copy would go through one that is.
+    buffer_ = at::empty({static_cast<int64_t>(size)}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
+  }
+  const at::Tensor here = buffer_.narrow(0, 0, static_cast<int64_t>(size));
+  here.copy_(part.data.reshape({-1}).view(at::kByte));
+  return {static_cast<const std::byte*>(here.const_data_ptr()), size};
 }
 
 }  // namespace lathe::weights

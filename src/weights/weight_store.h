@@ -80,9 +80,6 @@ class WeightStore {
   const Parameter& parameter(std::string_view name) const;        // must exist
   const Part* find_part(std::string_view checkpoint_name) const;  // null if not in the store
 
-  // The live bytes of one part, in checkpoint layout; valid as long as the store. Hold the Gate shared while reading.
-  static std::span<const std::byte> bytes(const Part& part);
-
   int64_t part_count() const { return part_count_; }
   int64_t element_count() const { return element_count_; }
   int64_t byte_count() const { return byte_count_; }
@@ -94,6 +91,17 @@ class WeightStore {
   int64_t part_count_ = 0;
   int64_t element_count_ = 0;
   int64_t byte_count_ = 0;
+};
+
+// The live bytes of parts, in checkpoint layout, one part after the other: where they lie, or copied from a GPU.
+// Memory: a buffer of the largest part read from a GPU.
+// Threads: one. It holds the Gate shared while reading, or is the only writer.
+class PartReader {
+ public:
+  std::span<const std::byte> bytes(const Part& part);  // valid until the next call
+
+ private:
+  at::Tensor buffer_;  // bytes, pinned
 };
 
 }  // namespace lathe::weights

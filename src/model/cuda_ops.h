@@ -1,0 +1,36 @@
+// The operations of model/ops.h on a GPU, over the kernels of kernels/cuda_layers.h. Each is differentiable where ops.h
+// says so; the ATen forms in ops.cpp are the oracle (gpu_ops_test.cpp).
+//
+// Only in a build with CUDA; ops.cpp asks for them when an input is on a GPU.
+// Threads: any. Asynchronous: on the calling thread's stream.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "model/config.h"
+#include "weights/gradient.h"
+
+namespace lathe::model::cuda {
+
+// On a GPU, bf16 or fp32, at most three dimensions, the last without gaps.
+bool can_run(const at::Tensor& x);
+
+// w c(n), or c((1 + w) n) where `zero_centred`; n = x / sqrt(mean(x²) + eps) over the last dimension. With autograd on
+// and a sink, differentiable in x, and the weight's gradient goes to the sink.
+at::Tensor rms_norm(const at::Tensor& x, const weights::Parameter& weight, double eps, NormStyle style,
+                    weights::GradientSink* sink);
+
+// Differentiable in x.
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
+at::Tensor silu_mul(const at::Tensor& gate_up);
+
+// Of logits [n, V] and targets [n] int64 on the same GPU.
+struct SoftMaxStatistics {
+  at::Tensor log_sum, log_p;  // [n] fp32: log Σ e^l, log p(target)
+};
+SoftMaxStatistics soft_max_statistics(const at::Tensor& logits, const at::Tensor& targets);
+// In place: logits become slopes (onehot(target) - p).
+void soft_max_gradient_(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& slopes,
+                        const at::Tensor& log_sum);
+
+}  // namespace lathe::model::cuda
