@@ -3,7 +3,7 @@
 //
 // usage: gpu_bench [--model NAME,...] [--case CASE,...] [--optimizer METHOD|none] [--chunk ROWS] [--repeats N]
 // [--device D]
-//   NAME: tiny, qwen3-1.7b, qwen3-8b
+//   NAME: tiny, qwen3-1.7b, qwen3-8b, qwen3.5-4b, qwen3.5-27b
 //   CASE: full:BxT         B sequences of T graded tokens
 //         frozen:C+G       G graded tokens behind C tokens of constant context
 // Prints one JSON line per model and case, and a table last. `ceiling_share` counts the arithmetic that the step must
@@ -13,6 +13,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -24,6 +25,7 @@
 #include <optional>
 
 #include "gpu/device.h"
+#include "model/cuda_attention.h"
 #include "optim/optimizer.h"
 #include "train/backward.h"
 #include "train/batch.h"
@@ -36,48 +38,52 @@ struct Options {
   std::vector<std::string> models{"qwen3-1.7b", "qwen3-8b"};
   std::vector<std::string> cases{"full:2x4096", "frozen:16384+512"};
   std::string optimizer = "apollo_mini", device = "cuda";
-  int64_t chunk_rows = 4096;
+  int64_t chunk_rows = 16384;
   int repeats = 5;
+  bool attention = false;
 };
 
-// As the published config.json files say.
+// As the published config.json files say, where these differ from the parser's defaults.
 Result<model::ModelConfig> config_of(const std::string& name) {
-  struct Shape {
-    int64_t hidden, intermediate, layers, heads, kv_heads, vocabulary;
-    bool tied;
+  static const std::map<std::string, std::string> kConfigs{
+      {"tiny",
+       R"("model_type":"qwen3","hidden_size":64,"intermediate_size":192,"num_hidden_layers":2,"num_attention_heads":4,
+        "num_key_value_heads":2,"head_dim":32,"vocab_size":512,"tie_word_embeddings":true)"},
+      {"qwen3-1.7b", R"("model_type":"qwen3","hidden_size":2048,"intermediate_size":6144,"num_hidden_layers":28,
+        "num_attention_heads":16,"num_key_value_heads":8,"head_dim":128,"vocab_size":151936,"tie_word_embeddings":true)"},
+      {"qwen3-8b", R"("model_type":"qwen3","hidden_size":4096,"intermediate_size":12288,"num_hidden_layers":36,
+        "num_attention_heads":32,"num_key_value_heads":8,"head_dim":128,"vocab_size":151936,"tie_word_embeddings":false)"},
+      {"qwen3.5-4b", R"("model_type":"qwen3_5_text","hidden_size":2560,"intermediate_size":9216,"num_hidden_layers":32,
+        "num_attention_heads":16,"num_key_value_heads":4,"head_dim":256,"linear_num_key_heads":16,
+        "linear_num_value_heads":32,"vocab_size":248320,"tie_word_embeddings":true)"},
+      {"qwen3.5-27b",
+       R"("model_type":"qwen3_5_text","hidden_size":5120,"intermediate_size":17408,"num_hidden_layers":64,
+        "num_attention_heads":24,"num_key_value_heads":4,"head_dim":256,"linear_num_key_heads":16,
+        "linear_num_value_heads":48,"vocab_size":248320,"tie_word_embeddings":false)"},
   };
-  static const std::map<std::string, Shape> kShapes{
-      {"tiny", {64, 192, 2, 4, 2, 512, true}},
-      {"qwen3-1.7b", {2048, 6144, 28, 16, 8, 151936, true}},
-      {"qwen3-8b", {4096, 12288, 36, 32, 8, 151936, false}},
-  };
-  const auto found = kShapes.find(name);
-  if (found == kShapes.end()) return invalid_argument("no model is called " + name);
-  const Shape& s = found->second;
-  const auto number = [](const char* field, int64_t value) {
-    return "\"" + std::string(field) + "\":" + std::to_string(value) + ",";
-  };
-  return model::ModelConfig::parse(
-      "{\"model_type\":\"qwen3\"," + number("hidden_size", s.hidden) + number("intermediate_size", s.intermediate) +
-      number("num_hidden_layers", s.layers) + number("num_attention_heads", s.heads) +
-      number("num_key_value_heads", s.kv_heads) + number("head_dim", 128) + number("vocab_size", s.vocabulary) +
-      number("max_position_embeddings", 40960) +
-      "\"rope_theta\":1000000.0,\"tie_word_embeddings\":" + (s.tied ? "true" : "false") + "}");
+  const auto found = kConfigs.find(name);
+  if (found == kConfigs.end()) return invalid_argument("no model is called " + name);
+  return model::ModelConfig::parse("{" + found->second +
+                                   R"(,"rope_parameters":{"rope_type":"default","rope_theta":1000000.0},
+        "max_position_embeddings":262144})");
 }
 
 weights::WeightStore random_weights(const model::ModelConfig& config, c10::Device device) {
   const auto options = at::TensorOptions().dtype(at::kBFloat16).device(device);
   weights::WeightStore store;
   for (const auto& spec : model::Model::parameter_specs(config)) {
-    std::vector<int64_t> shape = spec.parts.front().shape;
+    const std::vector<int64_t>& first = spec.parts.front().shape;
+    const bool matrix = first.size() == 2;
     std::vector<std::pair<std::string, int64_t>> parts;
-    shape[0] = 0;
-    for (const auto& part : spec.parts) {
-      parts.emplace_back(part.name, part.shape[0]);
-      shape[0] += part.shape[0];
+    int64_t rows = 0;
+    for (const auto& part : spec.parts) {  // what has other dimensions is held flat
+      parts.emplace_back(part.name, matrix ? part.shape[0] : c10::multiply_integers(part.shape));
+      rows += parts.back().second;
     }
-    at::Tensor data = at::empty(shape, options);
-    shape.size() > 1 ? data.normal_(0, 0.02) : data.fill_(1);
+    const bool wide = spec.name.ends_with("A_log");
+    at::Tensor data = at::empty({rows}, options.dtype(wide ? at::kFloat : at::kBFloat16));
+    if (matrix) data = at::empty({rows, first[1]}, options);
+    matrix ? data.normal_(0, 0.02) : data.normal_(1, 0.1);
     store.add(spec.name, std::move(data), parts, spec.vocabulary);
   }
   return store;
@@ -115,7 +121,8 @@ train::Batch make_batch(const Case& c, int64_t vocabulary) {
   return train::pack(examples, data::ContextMode::kFrozen);
 }
 
-// Operations a step cannot avoid: two per weight and row forward, four backward; attention likewise.
+// Operations a step cannot avoid: two per weight and row forward, four backward; attention likewise (recurrent layers'
+// own are small beside their projections and left out).
 struct Work {
   double matrix = 0, attention = 0;
   double total() const { return matrix + attention; }
@@ -130,7 +137,8 @@ Work work_of(const model::ModelConfig& config, const weights::WeightStore& store
   const auto sequences = static_cast<double>(c.sequences), context = static_cast<double>(c.context),
              graded = static_cast<double>(c.graded);
   const double pairs = context * context / 2, live_pairs = graded * context + graded * graded / 2;
-  const auto width = static_cast<double>(config.heads * config.head_dim * config.layers);
+  const auto attending = std::count(config.mixers.begin(), config.mixers.end(), model::Mixer::kAttention);
+  const auto width = static_cast<double>(config.heads * config.head_dim * attending);
   return {.matrix = sequences * (2 * layers * context + 6 * (layers + head) * graded),
           .attention = sequences * 4 * width * (pairs + 3.5 * live_pairs)};
 }
@@ -343,8 +351,60 @@ void print_table(const std::vector<Measurement>& all) {
   }
 }
 
+#ifdef LATHE_CUDA
+// Milliseconds and TFLOP/s of each attention kernel: whole sequences, and rows behind a past.
+void attention_table(c10::Device device, int repeats) {
+  struct Shape {
+    const char* name;
+    int64_t queries, keys, heads, kv_heads, size;
+  };
+  const Shape shapes[] = {{"qwen3-8b", 4096, 4096, 32, 8, 128},   {"qwen3-8b", 16384, 16384, 32, 8, 128},
+                          {"qwen3-8b", 4096, 16384, 32, 8, 128},  {"qwen3-8b", 512, 16896, 32, 8, 128},
+                          {"qwen3-8b", 1, 16896, 32, 8, 128},     {"qwen3.5-27b", 16384, 16384, 24, 4, 256},
+                          {"qwen3.5-27b", 512, 16896, 24, 4, 256}};
+  const auto options = at::TensorOptions().dtype(at::kBFloat16).device(device);
+  std::printf("%-12s %7s %7s  %-6s %9s %8s %9s %8s\n", "attention", "queries", "keys", "kernel", "fwd ms", "TFLOP/s",
+              "f+b ms", "TFLOP/s");
+  for (const Shape& s : shapes) {
+    const at::Tensor q = at::randn({s.queries, s.heads, s.size}, options).requires_grad_();
+    const at::Tensor k = at::randn({s.kv_heads, s.keys, s.size}, options).requires_grad_();
+    const at::Tensor v = at::randn({s.kv_heads, s.keys, s.size}, options).requires_grad_();
+    const at::Tensor dy = at::randn({s.queries, s.heads * s.size}, options);
+    const double pairs =
+        static_cast<double>(s.queries) * (static_cast<double>(s.keys) - static_cast<double>(s.queries - 1) / 2);
+    const double flops = 4 * pairs * static_cast<double>(s.heads * s.size);
+    for (const auto kernel : {model::cuda::AttentionKernel::kFlash, model::cuda::AttentionKernel::kCudnn}) {
+      std::printf("%-12s %7ld %7ld  %-6s", s.name, static_cast<long>(s.queries), static_cast<long>(s.keys),
+                  kernel == model::cuda::AttentionKernel::kFlash ? "flash" : "cuDNN");
+      try {
+        const double forward = timed(device, repeats, [&] {
+                                 const at::NoGradGuard no_grad;
+                                 model::cuda::attention(q, k, v, kernel);
+                               }).median;
+        std::printf(" %9.3f %8.0f", forward * 1e3, flops / forward / 1e12);
+        const double both = timed(device, repeats, [&] {
+                              const at::AutoGradMode with_grad(true);
+                              torch::autograd::grad({model::cuda::attention(q, k, v, kernel)}, {q, k, v}, {dy});
+                            }).median;
+        std::printf(" %9.3f %8.0f\n", both * 1e3, 3.5 * flops / both / 1e12);
+      } catch (const c10::Error& e) {
+        std::printf("  %.90s\n", e.what_without_backtrace());
+      }
+    }
+  }
+}
+
+#else
+void attention_table(c10::Device, int) {}
+#endif
+
 Status run(const Options& options) {
   const c10::Device device = LATHE_TRY(gpu::open(options.device));
+  if (options.attention) {
+    if (!device.is_cuda()) return invalid_argument("the attention kernels are for GPUs");
+    attention_table(device, options.repeats);
+    return {};
+  }
   std::vector<Case> cases;
   for (const std::string& text : options.cases) cases.push_back(LATHE_TRY(parse_case(text)));
   std::vector<Measurement> all;
@@ -391,6 +451,7 @@ int main(int argc, char** argv) {
   app.add_option("--chunk", options.chunk_rows, "Rows per forward pass")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_flag("--attention", options.attention, "Time the attention kernels instead");
   app.add_option("--repeats", options.repeats)->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--device", options.device)->capture_default_str();
   CLI11_PARSE(app, argc, argv);
