@@ -30,6 +30,7 @@
 #include "train/backward.h"
 #include "train/batch.h"
 #include "train/loss.h"
+#include "train/trainer.h"
 
 namespace lathe {
 namespace {
@@ -110,7 +111,7 @@ Result<Case> parse_case(const std::string& text) {
 }
 
 // One token more than rows, so that exactly `graded` rows of each sequence are live.
-train::Batch make_batch(const Case& c, int64_t vocabulary) {
+std::vector<data::Example> make_examples(const Case& c, int64_t vocabulary) {
   std::vector<data::Example> examples(c.sequences);
   for (data::Example& example : examples) {
     const at::Tensor ids = at::randint(vocabulary, {c.context + c.graded + 1}, at::kInt);
@@ -118,7 +119,7 @@ train::Batch make_batch(const Case& c, int64_t vocabulary) {
     example.weights.assign(example.tokens.size(), 1.0F);
     std::fill_n(example.weights.begin(), c.context + 1, 0.0F);
   }
-  return train::pack(examples, data::ContextMode::kFrozen);
+  return examples;
 }
 
 // Operations a step cannot avoid: two per weight and row forward, four backward; attention likewise (recurrent layers'
@@ -233,9 +234,11 @@ class Bench {
         case_(c),
         options_(options),
         device_(device),
-        batch_(make_batch(c, model.config().vocab_size)) {
-    if (options.optimizer != "none")
-      optimizer_.emplace(store, optim::OptimizerConfig{.method = *optim::parse_method(options.optimizer)});
+        examples_(make_examples(c, model.config().vocab_size)),
+        batch_(train::pack(examples_, data::ContextMode::kFrozen)) {
+    if (options.optimizer != "none") {
+      trainer_.emplace(model, store, gate_, optim::OptimizerConfig{.method = *optim::parse_method(options.optimizer)});
+    }
   }
 
   Result<Measurement> run() {
@@ -255,25 +258,33 @@ class Bench {
     out.peak_gb = static_cast<double>(gpu::peak_bytes(device_)) / 1e9;
     out.step = spread_of(whole);
     add_phases(out, spread_of(parts[0]).median);
-    if (optimizer_) out.phases[4] = spread_of(parts[1]).median, out.phases[5] = spread_of(parts[2]).median;
+    if (!parts[1].empty()) out.phases[4] = spread_of(parts[1]).median, out.phases[5] = spread_of(parts[2]).median;
     out.tokens_per_second = static_cast<double>(case_.rows()) / out.step.median;
     return out;
   }
 
  private:
-  // Laps: forward, loss and backward; proposal; commit.
+  // Laps: forward, loss and backward; proposal; commit. Without context there are as many graded tokens as tokens: the
+  // update is streamed, and counts as part of the backward pass.
   Status step(Laps* laps, double& loss) {
     const auto mark = [&] {
       if (laps) laps->mark();
     };
     mark();
+    if (trainer_ && case_.context == 0) {
+      const train::StepOptions streamed{.chunk_rows = options_.chunk_rows,
+                                        .gradients = train::GradientPath::kStreaming};
+      loss = LATHE_TRY(trainer_->step(examples_, streamed)).loss;
+      mark();
+      return {};
+    }
     weights::GradientSet gradients(store_.parameters().size());
     loss = train::backward(model_, batch_, options_.chunk_rows, gradients);
     mark();
-    if (!optimizer_) return {};
-    auto proposal = LATHE_TRY(optimizer_->propose(std::move(gradients), 1e-5));
+    if (!trainer_) return {};
+    auto proposal = LATHE_TRY(trainer_->optimizer().propose(std::move(gradients), 1e-5));
     mark();
-    optimizer_->commit(std::move(proposal));
+    trainer_->optimizer().commit(std::move(proposal));
     mark();
     return {};
   }
@@ -312,8 +323,10 @@ class Bench {
   Case case_;
   const Options& options_;
   c10::Device device_;
+  std::vector<data::Example> examples_;
   train::Batch batch_;
-  std::optional<optim::Optimizer> optimizer_;
+  weights::Gate gate_;
+  std::optional<train::Trainer> trainer_;
 };
 
 void print_json(const Measurement& m) {

@@ -154,25 +154,35 @@ __global__ void __launch_bounds__(kThreads) update_groups(W* w, const U* u, int6
   write_statistics(sums, statistics);
 }
 
-template <class U>
-__global__ void __launch_bounds__(kThreads) sum_squares(const U* g, int64_t n, double* statistics) {
-  float sum = 0;
-  double total = 0;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i * kRun < n;
+__global__ void __launch_bounds__(kThreads) adam_elements(float* g, float* m, float* v, int64_t n, AdamCoefficients k) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    sum = 0;
-    if (i * kRun + kRun <= n && reinterpret_cast<uintptr_t>(g) % 16 == 0) {
-      const Pack<U, kRun> run = load<U, kRun>(g + i * kRun);
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) sum += widen(run.at[j]) * widen(run.at[j]);
-    } else {
-      for (int64_t j = i * kRun; j < n && j < i * kRun + kRun; ++j) sum += widen(g[j]) * widen(g[j]);
-    }
-    total += sum;
+    // Each product and sum rounded by itself, as on the CPU.
+    m[i] = __fadd_rn(__fmul_rn(k.beta1, m[i]), __fmul_rn(1 - k.beta1, g[i]));
+    v[i] = __fadd_rn(__fmul_rn(k.beta2, v[i]), __fmul_rn(__fmul_rn(1 - k.beta2, g[i]), g[i]));
+    g[i] = __fdiv_rn(__fmul_rn(k.first, m[i]), __fadd_rn(__fsqrt_rn(__fmul_rn(k.second, v[i])), k.epsilon));
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    moment_elements(const float* r, const float* last_m, const float* last_v, float* m, float* v, int64_t n,
+                    AdamCoefficients k, double* sums) {
+  double direction = 0, squared = 0;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const float x = r[i];
+    m[i] = (last_m ? k.beta1 * last_m[i] : 0.0F) + (1 - k.beta1) * x;
+    v[i] = (last_v ? k.beta2 * last_v[i] : 0.0F) + (1 - k.beta2) * x * x;
+    const float d = k.first * m[i] / (sqrtf(k.second * v[i]) + k.epsilon);
+    direction += static_cast<double>(d) * d;
+    squared += static_cast<double>(x) * x;
   }
   __shared__ double scratch[kThreads / kWarp];
-  total = block_sum<kThreads>(total, scratch);
-  if (threadIdx.x == 0) statistics[static_cast<int64_t>(blockIdx.x) * kStatisticsColumns] += total;
+  direction = block_sum<kThreads>(direction, scratch);
+  squared = block_sum<kThreads>(squared, scratch);
+  if (threadIdx.x != 0) return;
+  sums[2 * blockIdx.x] = direction;
+  sums[2 * blockIdx.x + 1] = squared;
 }
 
 bool aligned(const void* pointer, int64_t bytes) {
@@ -194,14 +204,6 @@ void launch(W* w, const U* u, int64_t first, int64_t n, const Update& update, co
   kernel<<<grid, kThreads, 0, stream>>>(w, u, first, n, update, channels, statistics);
 }
 
-template <class U>
-void launch_squares(const U* g, int64_t n, double* statistics, Stream stream) {
-  if (n == 0) return;
-  constexpr int64_t kPerBlock = int64_t{kThreads} * kRun;
-  const auto grid = static_cast<unsigned>(std::min<int64_t>((n + kPerBlock - 1) / kPerBlock, kStatisticsRows));
-  sum_squares<<<grid, kThreads, 0, stream>>>(g, n, statistics);
-}
-
 }  // namespace
 
 void update_bf16(uint16_t* w, const float* u, int64_t first, int64_t n, const Update& update,
@@ -217,11 +219,15 @@ void update_fp32(float* w, const float* u, int64_t first, int64_t n, const Updat
   launch(w, u, first, n, update, channels, statistics, stream);
 }
 
-void squares(const float* g, int64_t n, double* statistics, Stream stream) {
-  launch_squares(g, n, statistics, stream);
+void adam_direction(float* g, float* m, float* v, int64_t n, const AdamCoefficients& coefficients, Stream stream) {
+  if (n == 0) return;
+  const auto grid = static_cast<unsigned>(std::min<int64_t>((n + kThreads - 1) / kThreads, 16 * kMaxGrid));
+  adam_elements<<<grid, kThreads, 0, stream>>>(g, m, v, n, coefficients);
 }
-void squares(const uint16_t* g_bf16, int64_t n, double* statistics, Stream stream) {
-  launch_squares(g_bf16, n, statistics, stream);
+
+void apollo_moments(const float* r, const float* last_m, const float* last_v, float* m, float* v, int64_t n,
+                    const AdamCoefficients& coefficients, double* sums, Stream stream) {
+  moment_elements<<<kNormRows, kThreads, 0, stream>>>(r, last_m, last_v, m, v, n, coefficients, sums);
 }
 
 }  // namespace lathe::kernels::cuda

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/adam.h"
 #include "kernels/rounding.h"
 
 struct CUstream_st;
@@ -37,8 +38,14 @@ void update_bf16(uint16_t* w, const uint16_t* u_bf16, int64_t first, int64_t n, 
 void update_fp32(float* w, const float* u, int64_t first, int64_t n, const Update& update, const ChannelScale& channels,
                  double* statistics, Stream stream);
 
-// Σ g² of n elements, added up over rows of `statistics`' first column; the others are left alone.
-void squares(const float* g, int64_t n, double* statistics, Stream stream);
-void squares(const uint16_t* g_bf16, int64_t n, double* statistics, Stream stream);
+// kernels/adam.h: moments m and v move on, g becomes the direction.
+void adam_direction(float* g, float* m, float* v, int64_t n, const AdamCoefficients& coefficients, Stream stream);
+
+// What APOLLO asks of a projected gradient r [n]: the next moments m and v from the last (null: zero), and the squared
+// norms of Adam's direction R̃ = first m / (sqrt(second v) + ε) and of r, in rows of `sums` [kNormRows, 2] fp64 that add
+// up to them.
+constexpr int64_t kNormRows = 32;
+void apollo_moments(const float* r, const float* last_m, const float* last_v, float* m, float* v, int64_t n,
+                    const AdamCoefficients& coefficients, double* sums, Stream stream);
 
 }  // namespace lathe::kernels::cuda

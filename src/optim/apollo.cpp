@@ -7,6 +7,9 @@
 #include <cmath>
 #include <limits>
 
+#include "gpu/device.h"
+#include "optim/gpu_writer.h"
+
 namespace lathe::optim {
 namespace {
 
@@ -61,46 +64,84 @@ at::Tensor projection(const OptimizerConfig& config, int64_t rank, int64_t m, bo
   return p / std::sqrt(static_cast<double>(rank));
 }
 
+namespace {
+
+// Moves the moments on by R, measures R̃ and R, as a whole or channel by channel.
+void measure_moments(const at::Tensor& r, const PartGradient& gradient, const SquaredNorms& norms,
+                     Granularity granularity, const Moments& moments, const OptimizerConfig& config,
+                     ApolloMeasure& measure) {
+  measure.m = (1 - config.beta1) * r;
+  measure.v = (1 - config.beta2) * r * r;
+  if (moments.m.defined()) {
+    measure.m += config.beta1 * moments.m;
+    measure.v += config.beta2 * moments.v;
+  }
+  const BiasCorrection correction = bias_correction(config, moments.updates + 1);
+  const bool compat = config.official_compat;
+  const at::Tensor adam =
+      compat ? measure.m / (measure.v.sqrt() + config.epsilon)
+             : correction.first * measure.m / ((correction.second * measure.v).sqrt() + config.epsilon);
+
+  const double tiny = compat ? kOfficialEpsilon : 0;
+  at::Tensor scaled = at::zeros_like(norms.sum);
+  if (granularity == Granularity::kChannel) {
+    // Channels lie along the larger side, which is the first of R if G is tall.
+    const int64_t along = gradient.tall() ? 1 : 0;
+    measure.channel_scale = adam.norm(2, along) / (r.norm(2, along) + tiny).clamp_min(1e-30);
+    scaled = (measure.channel_scale.square() * norms.channels).sum(at::kDouble);
+  }
+  measure.numbers = at::stack({norms.sum, adam.norm().to(at::kDouble), r.norm().to(at::kDouble), scaled});
+}
+
+}  // namespace
+
+ApolloMeasure apollo_measure(const PartGradient& gradient, const SquaredNorms& norms, const at::Tensor& p,
+                             Granularity granularity, const Moments& moments, const OptimizerConfig& config) {
+  const at::Tensor r = gradient.project(p);
+  const auto m = static_cast<double>(p.size(1)), rank = static_cast<double>(p.size(0));
+  ApolloMeasure measure{.alpha = std::sqrt(config.scale.value_or(m / rank)),
+                        .elements = static_cast<double>(gradient.rows().rows() * gradient.rows().columns())};
+  if constexpr (gpu::kBuilt) {
+    if (r.is_cuda() && granularity == Granularity::kTensor && !config.official_compat) {
+      ProjectedMoments moved = gpu_moments(r, moments.m, moments.v, adam_coefficients(config, moments.updates + 1));
+      measure.m = std::move(moved.m);
+      measure.v = std::move(moved.v);
+      measure.numbers = at::cat({norms.sum.view({1}), moved.norms});
+      return measure;
+    }
+  }
+  measure_moments(r, gradient, norms, granularity, moments, config, measure);
+  return measure;
+}
+
+ApolloStep apollo_finish(const ApolloMeasure& measure, const double* numbers, const Moments& moments,
+                         const OptimizerConfig& config) {
+  const bool compat = config.official_compat;
+  ApolloStep step{.scale = 1, .channel_scale = measure.channel_scale};
+  step.next = {.m = measure.m, .v = measure.v, .updates = moments.updates + 1};
+  double norm = 0;  // of G diag(s)
+  if (measure.channel_scale.defined()) {
+    norm = std::sqrt(numbers[3]);
+  } else {
+    step.scale = numbers[1] / std::max(numbers[2] + (compat ? kOfficialEpsilon : 0), 1e-30);
+    norm = step.scale * std::sqrt(numbers[0]);
+  }
+  // α is in the norm that is limited, so that the floor is in AdamW's units; the authors leave it out.
+  if (!compat) norm *= measure.alpha;
+  step.limiter = limiter(norm, kFloorRms * std::sqrt(measure.elements), moments, config);
+  step.next.norm = norm / step.limiter;
+  step.scale *= measure.alpha / step.limiter;
+  if (compat) {
+    const BiasCorrection correction = bias_correction(config, step.next.updates);
+    step.scale *= correction.first / std::sqrt(correction.second);
+  }
+  return step;
+}
+
 ApolloStep apollo_step(const PartGradient& gradient, const SquaredNorms& norms, const at::Tensor& p,
                        Granularity granularity, const Moments& moments, const OptimizerConfig& config) {
-  const at::Tensor r = gradient.project(p);
-  ApolloStep step;
-  Moments& next = step.next;
-  next.updates = moments.updates + 1;
-  next.m = (1 - config.beta1) * r;
-  next.v = (1 - config.beta2) * r * r;
-  if (moments.m.defined()) {
-    next.m += config.beta1 * moments.m;
-    next.v += config.beta2 * moments.v;
-  }
-  const BiasCorrection correction = bias_correction(config, next.updates);
-  const bool compat = config.official_compat;
-  const at::Tensor adam = compat ? next.m / (next.v.sqrt() + config.epsilon)
-                                 : correction.first * next.m / ((correction.second * next.v).sqrt() + config.epsilon);
-
-  // Channels lie along the larger side, which is the first of R if G is tall.
-  const double tiny = compat ? kOfficialEpsilon : 0;
-  double norm = 0;  // of G diag(s)
-  if (granularity == Granularity::kChannel) {
-    const int64_t along = gradient.tall() ? 1 : 0;
-    step.channel_scale = adam.norm(2, along) / (r.norm(2, along) + tiny).clamp_min(1e-30);
-    step.scale = 1;
-    norm = std::sqrt((step.channel_scale.square() * norms.channels).sum(at::kDouble).item<double>());
-  } else {
-    step.scale = adam.norm().item<double>() / std::max(r.norm().item<double>() + tiny, 1e-30);
-    norm = step.scale * std::sqrt(norms.total);
-  }
-
-  const auto m = static_cast<double>(p.size(1)), rank = static_cast<double>(p.size(0));
-  const double alpha = std::sqrt(config.scale.value_or(m / rank));
-  const auto elements = static_cast<double>(gradient.rows().rows() * gradient.rows().columns());
-  // α is in the norm that is limited, so that the floor is in AdamW's units; the authors leave it out.
-  if (!compat) norm *= alpha;
-  step.limiter = limiter(norm, kFloorRms * std::sqrt(elements), moments, config);
-  next.norm = norm / step.limiter;
-  step.scale *= alpha / step.limiter;
-  if (compat) step.scale *= correction.first / std::sqrt(correction.second);
-  return step;
+  const ApolloMeasure measure = apollo_measure(gradient, norms, p, granularity, moments, config);
+  return apollo_finish(measure, measure.numbers.cpu().const_data_ptr<double>(), moments, config);
 }
 
 }  // namespace lathe::optim

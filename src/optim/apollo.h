@@ -47,7 +47,22 @@ struct ApolloStep {
 at::Tensor projection(const OptimizerConfig& config, int64_t rank, int64_t m, bool tall, int64_t part_id,
                       int64_t updates);
 
-// One step with projection `p`. The gradient's norm must be finite and positive; `norms` has channels if the
+// What a step is made of before any number is read from a device: reading waits for a GPU, so that it is done once for
+// all tensors.
+struct ApolloMeasure {
+  at::Tensor numbers;        // fp64: ‖G‖², ‖R̃‖, ‖R‖, and with channels Σ (s_j ‖G_j‖)²
+  at::Tensor channel_scale;  // as in ApolloStep
+  at::Tensor m, v;           // the next moments
+  double alpha = 0;          // α
+  double elements = 0;       // of G
+};
+ApolloMeasure apollo_measure(const PartGradient& gradient, const SquaredNorms& norms, const at::Tensor& p,
+                             Granularity granularity, const Moments& moments, const OptimizerConfig& config);
+// The step, from those numbers on the CPU.
+ApolloStep apollo_finish(const ApolloMeasure& measure, const double* numbers, const Moments& moments,
+                         const OptimizerConfig& config);
+
+// Both. One step with projection `p`. The gradient's norm must be finite and positive; `norms` has channels if the
 // granularity does.
 ApolloStep apollo_step(const PartGradient& gradient, const SquaredNorms& norms, const at::Tensor& p,
                        Granularity granularity, const Moments& moments, const OptimizerConfig& config);

@@ -15,6 +15,7 @@ struct Moments {
   at::Tensor m, v;      // of APOLLO: of the projected gradient; else of the gradient. fp32
   int64_t updates = 0;  // of this tensor
   double norm = 0;      // APOLLO: ‖U‖ of the last update, limited
+  at::Tensor p;         // APOLLO: the projection until its next refresh; regenerated, never saved
 };
 
 // 1 / (1 - β^t) of both moments.

@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gpu/device.h"
 #include "optim/apollo.h"
+#include "optim/gpu_writer.h"
 #include "optim/part_gradient.h"
 
 namespace lathe::optim {
@@ -16,6 +18,48 @@ using kernels::Update;
 using kernels::UpdateStats;
 using weights::Parameter;
 using weights::Part;
+
+struct PendingMatrix {
+  const Part* part;
+  PartRows gradient;
+  ApolloMeasure measure;
+  at::Tensor p;
+  int64_t at;  // its first number among all
+};
+
+struct PendingVector {
+  const Part* part;
+  at::Tensor gradient;  // fp32
+  int64_t at;
+};
+
+// Gradients that are measured, and the measures not yet read.
+struct PendingSteps {
+  std::vector<at::Tensor> numbers;  // fp64: of a matrix those of ApolloMeasure, or ‖G‖² alone as of a vector
+  int64_t count = 0;
+  std::vector<PendingMatrix> matrices;
+  std::vector<PendingVector> vectors;
+
+  void add_matrix(const Part& part, const PartRows& gradient, ApolloMeasure measure, at::Tensor p) {
+    const at::Tensor own = measure.numbers.view({-1});
+    matrices.push_back({&part, gradient, std::move(measure), std::move(p), count});
+    add(own);
+  }
+  void add_vector(const Parameter& parameter, const at::Tensor& gradient) {
+    for (const Part& part : parameter.parts) {
+      at::Tensor g = gradient.narrow(0, part.row_begin, part.rows).contiguous();
+      const at::Tensor squared_norm = g.square().sum(at::kDouble).view({1});
+      vectors.push_back({&part, std::move(g), count});
+      add(squared_norm);
+    }
+  }
+
+ private:
+  void add(const at::Tensor& own) {
+    numbers.push_back(own);
+    count += own.numel();
+  }
+};
 
 // One part of a matrix, with its gradient and how it will be scaled.
 struct MatrixStep {
@@ -53,16 +97,6 @@ Error not_finite(const std::string& name) {
   return invalid_argument("the gradient of " + name + " is not finite; the update was dropped");
 }
 
-Status propose_vector(const Parameter& parameter, const at::Tensor& gradient, ProposalData& data) {
-  for (const Part& part : parameter.parts) {
-    at::Tensor g = gradient.narrow(0, part.row_begin, part.rows).contiguous();
-    const double norm = std::sqrt(g.square().sum(at::kDouble).item<double>());
-    if (!std::isfinite(norm)) return not_finite(part.name);
-    if (norm > 0) data.vectors.push_back({&part, std::move(g), norm});
-  }
-  return {};
-}
-
 Status check_rate(double learning_rate) {
   if (learning_rate > 0 && std::isfinite(learning_rate)) return {};
   return invalid_argument("the learning rate must be a positive number");
@@ -70,27 +104,52 @@ Status check_rate(double learning_rate) {
 
 }  // namespace
 
-Result<std::optional<MatrixStep>> Optimizer::propose_part(const Parameter& parameter, const Part& part,
-                                                          const ParameterGradient& whole, at::Tensor* buffer) const {
+void Optimizer::measure(const Parameter& parameter, const Part& part, const ParameterGradient& whole,
+                        at::Tensor* buffer, PendingSteps& pending) const {
   PartGradient gradient(whole, part, config_.tile_elements);
   // Adam reads fp32 gradients, which a buffer of the factors' dtype is not.
   if (buffer && !gradient.by_gram() && !gradient.rows().formed() && config_.method != Method::kAdamW) {
-    if (!buffer->defined() || buffer->numel() < part.data.numel()) *buffer = at::empty({part.data.numel()}, at::kFloat);
+    if (!buffer->defined() || buffer->numel() < part.data.numel())
+      *buffer = at::empty({part.data.numel()}, part.data.options().dtype(at::kFloat));
     gradient.form_in(buffer->view(gradient.rows().dtype()));
   }
   const auto [granularity, rank] = scaling_of(config_, part.rows, part.data.size(1), parameter.vocabulary);
   const SquaredNorms norms = gradient.squared_norms(config_.apollo() && granularity == Granularity::kChannel);
-  const double norm = std::sqrt(norms.total);
-  if (!std::isfinite(norm)) return not_finite(part.name);
-  if (norm == 0) return std::optional<MatrixStep>();
-  ApolloStep step{.scale = 1};
-  if (config_.apollo()) {
-    const Moments& own = moments_[part.id];
-    const int64_t m = std::min(part.rows, part.data.size(1));
-    const at::Tensor p = projection(config_, rank, m, gradient.tall(), part.id, own.updates);
-    step = apollo_step(gradient, norms, p, granularity, own, config_);
+  if (!config_.apollo()) {
+    pending.add_matrix(part, gradient.rows(), {.numbers = norms.sum}, {});
+    return;
   }
-  return std::optional(MatrixStep{&part, gradient.rows(), norm, std::move(step)});
+  const Moments& own = moments_[part.id];
+  at::Tensor p = own.p;
+  if (!p.defined() || own.updates % config_.refresh_every == 0) {
+    const int64_t m = std::min(part.rows, part.data.size(1));
+    p = projection(config_, rank, m, gradient.tall(), part.id, own.updates).to(part.data.device());
+  }
+  pending.add_matrix(part, gradient.rows(), apollo_measure(gradient, norms, p, granularity, own, config_), p);
+}
+
+Status Optimizer::settle(PendingSteps pending, ProposalData& data) const {
+  if (pending.numbers.empty()) return {};
+  const at::Tensor read = at::cat(pending.numbers).cpu();  // the one wait for a GPU
+  const auto* numbers = read.const_data_ptr<double>();
+  for (PendingMatrix& matrix : pending.matrices) {
+    const double* own = numbers + matrix.at;
+    const double norm = std::sqrt(own[0]);
+    if (!std::isfinite(norm)) return not_finite(matrix.part->name);
+    if (norm == 0) continue;
+    ApolloStep step{.scale = 1};
+    if (config_.apollo()) {
+      step = apollo_finish(matrix.measure, own, moments_[matrix.part->id], config_);
+      step.next.p = matrix.p;
+    }
+    data.matrices.push_back({matrix.part, std::move(matrix.gradient), norm, std::move(step)});
+  }
+  for (PendingVector& vector : pending.vectors) {
+    const double norm = std::sqrt(numbers[vector.at]);
+    if (!std::isfinite(norm)) return not_finite(vector.part->name);
+    if (norm > 0) data.vectors.push_back({vector.part, std::move(vector.gradient), norm});
+  }
+  return {};
 }
 
 Result<Proposal> Optimizer::propose(weights::GradientSet gradients, double learning_rate) const {
@@ -99,19 +158,18 @@ Result<Proposal> Optimizer::propose(weights::GradientSet gradients, double learn
   auto data = std::make_unique<ProposalData>();
   data->learning_rate = learning_rate;
   data->after_updates = updates_;
+  PendingSteps pending;
   for (const Parameter& parameter : store_.parameters()) {
     if (const at::Tensor& vector = gradients.vectors[parameter.id]; vector.defined()) {
-      LATHE_TRY(propose_vector(parameter, vector, *data));
+      pending.add_vector(parameter, vector);
     }
     weights::MatrixGradient& matrix = gradients.matrices[parameter.id];
     if (matrix.empty() || (parameter.vocabulary && !config_.train_embeddings)) continue;
     const ParameterGradient gradient = gather(matrix, parameter);
     matrix = {};  // what the proposal does not keep is free from here on
-    for (const Part& part : parameter.parts) {
-      auto step = LATHE_TRY(propose_part(parameter, part, gradient, nullptr));
-      if (step) data->matrices.push_back(std::move(*step));
-    }
+    for (const Part& part : parameter.parts) measure(parameter, part, gradient, nullptr, pending);
   }
+  LATHE_TRY(settle(std::move(pending), *data));
   return Proposal(std::move(data));
 }
 
@@ -130,8 +188,8 @@ UpdateStats apply(const Part& part, int64_t first, int64_t n, const at::Tensor& 
 // Plain Adam's moments of one tensor, ready for its next update.
 Moments& begin_adam(Moments& moments, const at::Tensor& like) {
   if (!moments.m.defined()) {
-    moments.m = at::zeros(like.sizes(), at::kFloat);
-    moments.v = at::zeros(like.sizes(), at::kFloat);
+    moments.m = at::zeros(like.sizes(), like.options().dtype(at::kFloat));
+    moments.v = at::zeros_like(moments.m);
   }
   ++moments.updates;
   return moments;
@@ -171,16 +229,22 @@ UpdateStats commit_tile(const MatrixCommit& matrix, const Tile& tile, const at::
   return apply(*matrix.step->part, first, n, u, matrix.update);
 }
 
-// All matrices in one parallel pass over tiles of at most `tile_elements` (or one row). Returns the stats of each.
-std::vector<UpdateStats> commit_tiles(const std::vector<MatrixCommit>& matrices, int64_t tile_elements) {
+// All matrices cut into tiles of at most `tile_elements` (or one row). `largest` becomes the elements of the largest.
+std::vector<Tile> tiles_of(const std::vector<MatrixCommit>& matrices, int64_t tile_elements, int64_t& largest) {
   std::vector<Tile> tiles;
-  int64_t largest = 0;
   for (size_t i = 0; i < matrices.size(); ++i) {
     const int64_t a = matrices[i].gradient.rows(), b = matrices[i].gradient.columns();
     const int64_t rows = tile_rows(a, b, tile_elements);
     for (int64_t begin = 0; begin < a; begin += rows) tiles.push_back({i, begin, std::min(rows, a - begin)});
     largest = std::max(largest, rows * b);
   }
+  return tiles;
+}
+
+// All matrices in one parallel pass over tiles. Returns the stats of each.
+std::vector<UpdateStats> commit_tiles(const std::vector<MatrixCommit>& matrices, int64_t tile_elements) {
+  int64_t largest = 0;
+  const std::vector<Tile> tiles = tiles_of(matrices, tile_elements, largest);
   std::vector<UpdateStats> by_tile(tiles.size()), by_matrix(matrices.size());
   at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;
@@ -193,6 +257,71 @@ std::vector<UpdateStats> commit_tiles(const std::vector<MatrixCommit>& matrices,
   // Added in order, so that a report does not depend on the number of threads either.
   for (size_t i = 0; i < tiles.size(); ++i) by_matrix[tiles[i].matrix] += by_tile[i];
   return by_matrix;
+}
+
+// The direction of a 1-D parameter.
+at::Tensor vector_direction(const VectorStep& step, const OptimizerConfig& config, std::vector<Moments>& moments) {
+  at::Tensor u = step.gradient.clone();
+  if (config.method == Method::kSgd) return u;
+  const Moments& adam = begin_adam(moments[step.part->id], u);
+  const kernels::AdamCoefficients coefficients = adam_coefficients(config, adam.updates);
+  if constexpr (gpu::kBuilt) {
+    if (u.is_cuda()) {
+      gpu_adam_direction(u, adam.m.view({-1}), adam.v.view({-1}), coefficients);
+      return u;
+    }
+  }
+  kernels::adam_direction(u.data_ptr<float>(), adam.m.data_ptr<float>(), adam.v.data_ptr<float>(), u.numel(),
+                          coefficients);
+  return u;
+}
+
+// The same on a GPU: everything is queued, and the statistics are read once, at the end. Stats of the matrices, then of
+// the vectors.
+std::vector<UpdateStats> commit_on_gpu(const std::vector<MatrixCommit>& matrices,
+                                       const std::vector<std::pair<at::Tensor, Update>>& directions,
+                                       const std::vector<VectorStep>& vectors, at::Device device) {
+  int64_t largest = 0;
+  const std::vector<Tile> tiles = tiles_of(matrices, kGpuTileElements, largest);
+  const at::Tensor scratch = at::empty({largest}, at::TensorOptions().device(device).dtype(at::kFloat));
+  GpuWriter writer(device, static_cast<int64_t>(tiles.size() + vectors.size()));
+  for (const Tile& tile : tiles) {
+    const MatrixCommit& matrix = matrices[tile.matrix];
+    const int64_t b = matrix.gradient.columns(), first = tile.begin * b, n = tile.count * b;
+    at::Tensor u = matrix.gradient.read(tile.begin, tile.count, scratch);
+    if (matrix.adam) {
+      if (matrix.gradient.formed()) u = scratch.narrow(0, 0, n).view({tile.count, b}).copy_(u);
+      gpu_adam_direction(u, matrix.adam->m.view({-1}).narrow(0, first, n),
+                         matrix.adam->v.view({-1}).narrow(0, first, n), matrix.coefficients);
+    }
+    at::Tensor channels = matrix.step->apollo.channel_scale;
+    const bool by_row = matrix.gradient.tall();
+    if (channels.defined() && by_row) channels = channels.narrow(0, tile.begin, tile.count);
+    writer.write(matrix.step->part->data, first, u, channels, by_row, matrix.update);
+  }
+  for (size_t i = 0; i < vectors.size(); ++i)
+    writer.write(vectors[i].part->data, 0, directions[i].first, {}, false, directions[i].second);
+
+  const std::vector<UpdateStats> by_launch = writer.statistics();
+  std::vector<UpdateStats> stats(matrices.size());
+  for (size_t i = 0; i < tiles.size(); ++i) stats[tiles[i].matrix] += by_launch[i];
+  stats.insert(stats.end(), by_launch.begin() + static_cast<int64_t>(tiles.size()), by_launch.end());
+  return stats;
+}
+
+// Stats of the matrices, then of the vectors.
+std::vector<UpdateStats> commit_all(const std::vector<MatrixCommit>& matrices,
+                                    const std::vector<std::pair<at::Tensor, Update>>& directions,
+                                    const std::vector<VectorStep>& vectors, int64_t tile_elements) {
+  if (matrices.empty() && vectors.empty()) return {};
+  const Part& any = matrices.empty() ? *vectors[0].part : *matrices[0].step->part;
+  if constexpr (gpu::kBuilt) {
+    if (any.data.is_cuda()) return commit_on_gpu(matrices, directions, vectors, any.data.device());
+  }
+  std::vector<UpdateStats> stats = commit_tiles(matrices, tile_elements);
+  for (size_t i = 0; i < vectors.size(); ++i)
+    stats.push_back(apply(*vectors[i].part, 0, vectors[i].part->rows, directions[i].first, directions[i].second));
+  return stats;
 }
 
 }  // namespace
@@ -237,23 +366,19 @@ CommitReport Optimizer::write(const ProposalData& data, int64_t update_number) {
     matrix.adam = &begin_adam(moments_[step.part->id], step.part->data);
     matrix.coefficients = adam_coefficients(config_, matrix.adam->updates);
   }
-  const std::vector<UpdateStats> stats = commit_tiles(matrices, config_.tile_elements);
+  std::vector<std::pair<at::Tensor, Update>> directions;
+  for (const VectorStep& step : data.vectors) {
+    directions.emplace_back(vector_direction(step, config_, moments_),
+                            update_of(*step.part, 1, config_.official_compat ? shrink : 0));
+  }
+  std::vector<UpdateStats> stats = commit_all(matrices, directions, data.vectors, config_.tile_elements);
   for (size_t i = 0; i < matrices.size(); ++i) {
     const MatrixStep& step = *matrices[i].step;
     if (config_.apollo()) moments_[step.part->id] = step.apollo.next;
     add(*step.part, step.norm, step.apollo.limiter, stats[i]);
   }
-
-  for (const VectorStep& step : data.vectors) {
-    const at::Tensor u = step.gradient.clone();
-    if (config_.method != Method::kSgd) {
-      const Moments& adam = begin_adam(moments_[step.part->id], u);
-      kernels::adam_direction(u.data_ptr<float>(), adam.m.data_ptr<float>(), adam.v.data_ptr<float>(), u.numel(),
-                              adam_coefficients(config_, adam.updates));
-    }
-    const Update update = update_of(*step.part, 1, config_.official_compat ? shrink : 0);
-    add(*step.part, step.norm, 1, apply(*step.part, 0, step.part->rows, u, update));
-  }
+  for (size_t i = 0; i < data.vectors.size(); ++i)
+    add(*data.vectors[i].part, data.vectors[i].norm, 1, stats[matrices.size() + i]);
   return report;
 }
 
@@ -266,20 +391,25 @@ Status StreamedUpdate::apply(weights::GradientSet gradients) {
   const at::NoGradGuard no_grad;
   LATHE_TRY(check_rate(learning_rate_));
   for (const Parameter& parameter : optimizer_.store_.parameters()) {
-    if (const at::Tensor& vector = gradients.vectors[parameter.id]; vector.defined()) {
+    const auto write_pending = [&](PendingSteps pending) -> Status {
       ProposalData piece{.learning_rate = learning_rate_};
-      LATHE_TRY(propose_vector(parameter, vector, piece));
+      LATHE_TRY(optimizer_.settle(std::move(pending), piece));
       write(piece);
+      return {};
+    };
+    if (const at::Tensor& vector = gradients.vectors[parameter.id]; vector.defined()) {
+      PendingSteps pending;
+      pending.add_vector(parameter, vector);
+      LATHE_TRY(write_pending(std::move(pending)));
     }
     weights::MatrixGradient& matrix = gradients.matrices[parameter.id];
     if (matrix.empty() || (parameter.vocabulary && !optimizer_.config_.train_embeddings)) continue;
     const ParameterGradient gradient = gather(matrix, parameter);
     matrix = {};
-    for (const Part& part : parameter.parts) {
-      auto step = LATHE_TRY(optimizer_.propose_part(parameter, part, gradient, &buffer_));
-      ProposalData piece{.learning_rate = learning_rate_};
-      if (step) piece.matrices.push_back(std::move(*step));
-      write(piece);
+    for (const Part& part : parameter.parts) {  // one at a time: they share the buffer
+      PendingSteps pending;
+      optimizer_.measure(parameter, part, gradient, &buffer_, pending);
+      LATHE_TRY(write_pending(std::move(pending)));
     }
   }
   return {};

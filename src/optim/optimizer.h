@@ -6,7 +6,8 @@
 // use AdamW in fp32 with every method but sgd. All ways of handing over a gradient, as factors or dense, at once or
 // streamed, lead through the same arithmetic.
 // Threads: one.
-// Memory: apollo_mini keeps 2 (rows or columns) fp32 numbers per matrix, adamw 8 bytes per weight. A Proposal keeps the
+// Memory: apollo_mini keeps 2 (rows or columns) fp32 numbers per matrix, adamw 8 bytes per weight; APOLLO also its
+// projections, rank x (the smaller side) numbers each, until the next refresh. A Proposal keeps the
 // gradients alive until it is committed or dropped; dropping it changes nothing. From factors nothing of a weight's
 // size is allocated; a StreamedUpdate keeps one buffer of the largest part's size.
 #pragma once
@@ -53,7 +54,7 @@ struct OptimizerState {
 };
 
 struct ProposalData;
-struct MatrixStep;
+struct PendingSteps;
 struct ParameterGradient;
 
 // An update computed and not yet applied. Move-only; dropping it is free of consequences.
@@ -91,16 +92,17 @@ class Optimizer {
 
   const OptimizerConfig& config() const { return config_; }
   int64_t updates() const { return updates_; }  // commits so far
-  int64_t state_bytes() const;
+  int64_t state_bytes() const;                  // of state()'s tensors
 
  private:
   friend class StreamedUpdate;
 
   std::map<std::string, std::string> settings() const;
-  // What is to become of one part; nothing if its gradient is zero. With `buffer` a gradient that is needed twice may
-  // be formed there.
-  Result<std::optional<MatrixStep>> propose_part(const weights::Parameter& parameter, const weights::Part& part,
-                                                 const ParameterGradient& gradient, at::Tensor* buffer) const;
+  // Measures one part's gradient. With `buffer` a gradient that is needed twice may be formed there.
+  void measure(const weights::Parameter& parameter, const weights::Part& part, const ParameterGradient& gradient,
+               at::Tensor* buffer, PendingSteps& pending) const;
+  // What is to become of all that was measured; parts with a gradient of zero are left out.
+  Status settle(PendingSteps pending, ProposalData& data) const;
   CommitReport write(const ProposalData& data, int64_t update);
 
   const weights::WeightStore& store_;

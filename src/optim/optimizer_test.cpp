@@ -85,7 +85,7 @@ TEST_F(Factored, EveryQuantityIsThatOfTheDenseGradient) {
         EXPECT_LT(relative(gradient.project(p), tall ? at::mm(g, p.t()) : at::mm(p, g)), 1e-5) << part.name;
         const SquaredNorms norms = gradient.squared_norms(true);
         const double total = g.square().sum().item<double>();
-        EXPECT_NEAR(norms.total, total, 1e-4 * total) << part.name;
+        EXPECT_NEAR(norms.total(), total, 1e-4 * total) << part.name;
         EXPECT_LT(relative(norms.channels, g.square().sum(tall ? 1 : 0)), 1e-4) << part.name;
         const at::Tensor rows = gradient.rows().read(part.rows - 3, 3, at::empty({24}));
         EXPECT_LT(relative(rows, g.narrow(0, part.rows - 3, 3)), 1e-5) << part.name;
@@ -140,7 +140,7 @@ TEST_F(Factored, NormsOfBf16TilesAreThoseOfTheSumInFp32) {
     const PartGradient gradient(gathered, parameter.parts[0], /*tile_elements=*/80);
     ASSERT_FALSE(gradient.by_gram());
     const SquaredNorms norms = gradient.squared_norms(true);
-    EXPECT_NEAR(norms.total / g.square().sum().item<double>(), 1, 1e-3);
+    EXPECT_NEAR(norms.total() / g.square().sum().item<double>(), 1, 1e-3);
     EXPECT_LT(relative(norms.channels, g.square().sum(gradient.tall() ? 1 : 0)), 4e-3);
   }
 }

@@ -20,7 +20,15 @@ constexpr int64_t kFp32Cost = 4;
 constexpr int64_t kGroups = 64;
 
 // dY is widened so many elements at a time.
-constexpr int64_t kWideElements = int64_t{1} << 20;
+constexpr int64_t kWideElements = int64_t{1} << 20, kGpuWideElements = int64_t{1} << 26;
+
+// The product of two bf16 matrices in fp32: of the factors' numbers exactly, but for the order of sums. CPUs are given
+// wide copies; the tensor cores of a GPU multiply into fp32 by themselves.
+at::Tensor wide_product(const at::Tensor& a, const at::Tensor& b) {
+  if (a.size(0) == 0 || b.size(1) == 0) return at::zeros({a.size(0), b.size(1)}, a.options().dtype(at::kFloat));
+  if (a.is_cuda() && a.scalar_type() == at::kBFloat16) return at::mm(a, b, at::kFloat);
+  return at::mm(a.to(at::kFloat), b.to(at::kFloat));
+}
 
 at::Tensor joined(const std::vector<at::Tensor>& pieces) {
   return pieces.size() == 1 ? pieces[0] : at::cat(pieces, 0);
@@ -64,8 +72,14 @@ ParameterGradient gather(const weights::MatrixGradient& gradient, const weights:
   if (!gradient.ids.empty()) {
     const auto [rows, inverse, counts] = at::_unique2(joined(gradient.ids), /*sorted=*/true, /*return_inverse=*/true);
     gathered.rows = rows;
+    gathered.rows_here = rows.cpu();
     gathered.sums = at::zeros({rows.size(0), in}, options.dtype(at::kFloat));
-    gathered.sums.index_add_(0, inverse, joined(gradient.dx).to(at::kFloat));
+    const at::Tensor dx = joined(gradient.dx).to(at::kFloat);
+    if (dx.is_cuda()) {
+      gathered.sums.index_put_({inverse}, dx, /*accumulate=*/true);  // in a fixed order, which index_add_ is not there
+    } else {
+      gathered.sums.index_add_(0, inverse, dx);
+    }
   }
   return gathered;
 }
@@ -75,7 +89,11 @@ int64_t tile_rows(int64_t rows, int64_t columns, int64_t elements) {
 }
 
 PartRows::PartRows(const ParameterGradient& gradient, const weights::Part& part)
-    : a_(part.rows), b_(part.data.size(1)), lookup_(gradient.rows), sums_(gradient.sums) {
+    : a_(part.rows),
+      b_(part.data.size(1)),
+      lookup_(gradient.rows),
+      lookup_here_(gradient.rows_here),
+      sums_(gradient.sums) {
   if (gradient.dense.defined()) {
     dense_ = gradient.dense.narrow(0, part.row_begin, a_);
     return;
@@ -86,8 +104,14 @@ PartRows::PartRows(const ParameterGradient& gradient, const weights::Part& part)
   LATHE_CHECK(!lookup_.defined() || part.row_begin == 0);
 }
 
+at::ScalarType PartRows::dtype() const {
+  if (dense_.defined()) return dense_.scalar_type();
+  return dy_.is_cuda() ? at::kFloat : dy_.scalar_type();
+}
+
 PartRows PartRows::widened() const {
   PartRows wide = *this;
+  if (dtype() == at::kFloat) return wide;
   for (at::Tensor* t : {&wide.x_, &wide.dy_, &wide.dense_}) {
     if (t->defined()) *t = t->to(at::kFloat);
   }
@@ -99,15 +123,19 @@ at::Tensor PartRows::read(int64_t begin, int64_t count, const at::Tensor& scratc
   at::Tensor out = as_rows(scratch, count, b_);
   if (x_.size(0) == 0) {
     out.zero_();
-  } else {
+  } else if (out.scalar_type() == x_.scalar_type()) {
     at::mm_out(out, dy_.narrow(1, begin, count).t(), x_);
+  } else {
+    at::mm_out(out, dy_.narrow(1, begin, count).t(), x_, out.scalar_type());
   }
   if (!lookup_.defined()) return out;
-  const int64_t* rows = lookup_.const_data_ptr<int64_t>();
-  const int64_t* end = rows + lookup_.size(0);
-  for (const int64_t* row = std::lower_bound(rows, end, begin); row != end && *row < begin + count; ++row) {
-    out.select(0, *row - begin) += sums_.select(0, row - rows).to(out.scalar_type());
-  }
+  const int64_t* rows = lookup_here_.const_data_ptr<int64_t>();
+  const int64_t* end = rows + lookup_here_.size(0);
+  const int64_t first = std::lower_bound(rows, end, begin) - rows;
+  const int64_t last = std::lower_bound(rows + first, end, begin + count) - rows;
+  if (first == last) return out;
+  out.index_add_(0, lookup_.narrow(0, first, last - first) - begin,
+                 sums_.narrow(0, first, last - first).to(out.scalar_type()));
   return out;
 }
 
@@ -115,6 +143,10 @@ PartRows PartRows::formed_in(const at::Tensor& buffer, int64_t tile_elements) co
   if (formed()) return *this;
   PartRows formed = *this;
   formed.dense_ = as_rows(buffer, a_, b_);
+  if (buffer.is_cuda()) {
+    read(0, a_, buffer);
+    return formed;
+  }
   const int64_t tile = tile_rows(a_, b_, tile_elements), tiles = (a_ + tile - 1) / tile;
   at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;
@@ -131,7 +163,9 @@ PartGradient::PartGradient(const ParameterGradient& gradient, const weights::Par
 bool PartGradient::by_gram() const {
   if (rows_.formed()) return false;
   const int64_t a = rows_.rows(), b = rows_.columns();
-  return gradient_.x.size(0) * (a + b) * (rows_.dtype() == at::kFloat ? 1 : kFp32Cost) <= a * b;
+  // A GPU multiplies bf16 into fp32 at one price.
+  const bool same_price = rows_.dtype() == at::kFloat;
+  return gradient_.x.size(0) * (a + b) * (same_price ? 1 : kFp32Cost) <= a * b;
 }
 
 at::Tensor PartGradient::project(const at::Tensor& p) const {
@@ -144,7 +178,8 @@ at::Tensor PartGradient::project(const at::Tensor& p) const {
   }
   const at::Tensor y = at::mm(x, p.t());
   at::Tensor r = at::empty({rows_.rows(), p.size(0)}, p.options());
-  const int64_t step = tile_rows(r.size(0), std::max<int64_t>(1, dy.size(0)), kWideElements);
+  const int64_t step =
+      tile_rows(r.size(0), std::max<int64_t>(1, dy.size(0)), dy.is_cuda() ? kGpuWideElements : kWideElements);
   for (int64_t begin = 0; begin < r.size(0); begin += step) {
     const int64_t count = std::min(step, r.size(0) - begin);
     at::Tensor block = r.narrow(0, begin, count);
@@ -155,24 +190,30 @@ at::Tensor PartGradient::project(const at::Tensor& p) const {
 }
 
 SquaredNorms PartGradient::squared_norms(bool channels) const {
-  return by_gram() ? norms_by_gram(channels) : norms_by_tiles(channels);
+  if (by_gram()) return norms_by_gram(channels);
+  return rows_.device().is_cpu() ? norms_by_tiles(channels) : norms_on_gpu(channels);
 }
 
 SquaredNorms PartGradient::norms_by_gram(bool channels) const {
-  const at::Tensor x = gradient_.x.to(at::kFloat), dy = this->dy().to(at::kFloat);
-  const at::Tensor x_gram = at::mm(x, x.t()), dy_gram = at::mm(dy, dy.t());
-  SquaredNorms norms{.total = (x_gram * dy_gram).sum(at::kDouble).item<double>()};
+  const at::Tensor &factor_x = gradient_.x, factor_dy = this->dy();
+  const at::Tensor x_gram = wide_product(factor_x, factor_x.t()), dy_gram = wide_product(factor_dy, factor_dy.t());
+  SquaredNorms norms{.sum = (x_gram * dy_gram).sum(at::kDouble)};
+  if (!channels && !has_lookup()) {
+    norms.sum.clamp_min_(0);
+    return norms;
+  }
+  const at::Tensor x = factor_x.to(at::kFloat), dy = factor_dy.to(at::kFloat);
   if (channels) norms.channels = tall() ? (at::mm(x_gram, dy) * dy).sum(0) : (at::mm(dy_gram, x) * x).sum(0);
   if (has_lookup()) {
     // (F + U)² - F² = U (U + 2 F) with F = (dYᵀX)[u].
     const at::Tensor f = at::mm(dy.index_select(1, gradient_.rows).t(), x);
     const at::Tensor gain = gradient_.sums * (gradient_.sums + 2 * f);
-    norms.total += gain.sum(at::kDouble).item<double>();
+    norms.sum += gain.sum(at::kDouble);
     if (channels && tall()) norms.channels.index_add_(0, gradient_.rows, gain.sum(1));
     if (channels && !tall()) norms.channels += gain.sum(0);
   }
   // Sums of squares in exact arithmetic; rounding must not make them negative.
-  if (norms.total < 0) norms.total = 0;
+  norms.sum.clamp_min_(0);
   if (channels) norms.channels.clamp_min_(0);
   return norms;
 }
@@ -193,10 +234,25 @@ SquaredNorms PartGradient::norms_by_tiles(bool channels) const {
       });
     }
   });
-  SquaredNorms norms{.total = std::accumulate(by_row.begin(), by_row.end(), 0.0)};
+  SquaredNorms norms{.sum = at::scalar_tensor(std::accumulate(by_row.begin(), by_row.end(), 0.0), at::kDouble)};
   if (columns) norms.channels = by_group.sum(0);
   if (channels && !columns) norms.channels = at::tensor(by_row, at::kDouble).to(at::kFloat);
   return norms;
+}
+
+SquaredNorms PartGradient::norms_on_gpu(bool channels) const {
+  const int64_t a = rows_.rows(), b = rows_.columns(), tile = rows_.formed() ? a : tile_rows(a, b, kGpuTileElements);
+  const auto options = at::TensorOptions().device(rows_.device()).dtype(at::kFloat);
+  const at::Tensor scratch = at::empty({rows_.formed() ? 0 : tile * b}, options);
+  const bool columns = channels && !tall();
+  const std::vector<int64_t> along{columns ? 0 : 1};
+  at::Tensor by_line = at::zeros({columns ? b : a}, options);
+  for (int64_t begin = 0; begin < a; begin += tile) {
+    const at::Tensor g = rows_.read(begin, std::min(tile, a - begin), scratch);
+    const at::Tensor squares = at::linalg_vector_norm(g, 2, along, /*keepdim=*/false, at::kFloat).square();
+    columns ? by_line += squares : by_line.narrow(0, begin, g.size(0)).copy_(squares);
+  }
+  return {.sum = by_line.sum(at::kDouble), .channels = channels ? by_line : at::Tensor()};
 }
 
 }  // namespace lathe::optim

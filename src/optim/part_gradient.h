@@ -21,13 +21,17 @@ namespace lathe::optim {
 
 // A parameter's gradient, put together once for all its parts: `dense`, or all the others.
 struct ParameterGradient {
-  at::Tensor x;      // [T, b] as emitted
-  at::Tensor dy;     // [T, out]
-  at::Tensor rows;   // [u] int64, sorted and unique; undefined without look-ups
-  at::Tensor sums;   // [u, b] fp32
-  at::Tensor dense;  // [out, b] fp32
+  at::Tensor x;          // [T, b] as emitted
+  at::Tensor dy;         // [T, out]
+  at::Tensor rows;       // [u] int64, sorted and unique; undefined without look-ups
+  at::Tensor rows_here;  // the same on the CPU
+  at::Tensor sums;       // [u, b] fp32
+  at::Tensor dense;      // [out, b] fp32
 };
 ParameterGradient gather(const weights::MatrixGradient& gradient, const weights::Parameter& parameter);
+
+// A GPU's tile: small enough for its cache, large enough to keep it busy.
+constexpr int64_t kGpuTileElements = int64_t{1} << 23;
 
 // How many rows of `columns` elements make a tile of at most `elements`, but one at least.
 int64_t tile_rows(int64_t rows, int64_t columns, int64_t elements);
@@ -41,7 +45,10 @@ class PartRows {
   int64_t rows() const { return a_; }
   int64_t columns() const { return b_; }
   bool tall() const { return a_ >= b_; }  // then the columns are projected, and channels are rows
-  at::ScalarType dtype() const { return dense_.defined() ? dense_.scalar_type() : dy_.scalar_type(); }
+  at::Device device() const { return dense_.defined() ? dense_.device() : dy_.device(); }
+  // Of what read() gives: the factors', but on a GPU, where a product of bf16 factors leaves the tensor cores in fp32,
+  // fp32.
+  at::ScalarType dtype() const;
   bool formed() const { return dense_.defined(); }
 
   // Rows [begin, begin + count) of G [count, b]: where they lie if G is dense, else written into `scratch`, of count *
@@ -54,14 +61,15 @@ class PartRows {
 
  private:
   int64_t a_, b_;
-  at::Tensor x_, dy_;         // [T, b], [T, a]
-  at::Tensor lookup_, sums_;  // as in ParameterGradient
-  at::Tensor dense_;          // [a, b]; then nothing else counts
+  at::Tensor x_, dy_;                       // [T, b], [T, a]
+  at::Tensor lookup_, lookup_here_, sums_;  // as in ParameterGradient
+  at::Tensor dense_;                        // [a, b]; then nothing else counts
 };
 
 struct SquaredNorms {
-  double total = 0;
+  at::Tensor sum;       // [] fp64; reading it waits for a GPU
   at::Tensor channels;  // of the rows (tall) or columns (wide): [larger side] fp32; undefined if not asked for
+  double total() const { return sum.item<double>(); }
 };
 
 // What a proposal asks of one part's G. Lives as long as the ParameterGradient.
@@ -87,6 +95,7 @@ class PartGradient {
   at::Tensor dense() const { return gradient_.dense.narrow(0, row_begin_, rows_.rows()); }
   SquaredNorms norms_by_gram(bool channels) const;
   SquaredNorms norms_by_tiles(bool channels) const;
+  SquaredNorms norms_on_gpu(bool channels) const;
 
   const ParameterGradient& gradient_;
   int64_t row_begin_;

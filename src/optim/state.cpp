@@ -33,8 +33,11 @@ Result<at::Tensor> take(const OptimizerState& state, const std::string& name, at
 Result<Moments> take_moments(const OptimizerState& state, const Part& part, at::IntArrayRef shape) {
   Moments moments;
   // Copies: the state may be another optimizer's, and Adam's moments change in place.
-  moments.m = LATHE_TRY(take(state, part.name + ".m", at::kFloat, shape)).clone();
-  moments.v = LATHE_TRY(take(state, part.name + ".v", at::kFloat, shape)).clone();
+  const at::TensorOptions place = part.data.options().dtype(at::kFloat);
+  moments.m =
+      LATHE_TRY(take(state, part.name + ".m", at::kFloat, shape)).to(place, /*non_blocking=*/false, /*copy=*/true);
+  moments.v =
+      LATHE_TRY(take(state, part.name + ".v", at::kFloat, shape)).to(place, /*non_blocking=*/false, /*copy=*/true);
   moments.updates = LATHE_TRY(take(state, part.name + ".updates", at::kLong, {1})).item<int64_t>();
   moments.norm = LATHE_TRY(take(state, part.name + ".norm", at::kDouble, {1})).item<double>();
   if (moments.updates < 1) return corruption("the optimizer state's " + part.name + ".updates is not positive");
@@ -73,8 +76,8 @@ OptimizerState Optimizer::state() const {
     for (const Part& part : parameter.parts) {
       const Moments& moments = moments_[part.id];
       if (moments.updates == 0) continue;
-      state.tensors[part.name + ".m"] = moments.m;
-      state.tensors[part.name + ".v"] = moments.v;
+      state.tensors[part.name + ".m"] = moments.m.cpu();
+      state.tensors[part.name + ".v"] = moments.v.cpu();
       state.tensors[part.name + ".updates"] = at::full({1}, moments.updates, at::kLong);
       state.tensors[part.name + ".norm"] = at::full({1}, moments.norm, at::kDouble);
     }

@@ -7,16 +7,28 @@
 #include <algorithm>
 #include <vector>
 
+#include "gpu/device.h"
+#include "model/cuda_ops.h"
 #include "model/ops.h"
 
 namespace lathe::train {
 namespace {
 
-// fp32 logits of a slice stay under this.
-constexpr int64_t kSliceBytes = int64_t{32} << 20;
+// fp32 logits of a slice stay under this; on a GPU, logits in their own type do.
+constexpr int64_t kSliceBytes = int64_t{32} << 20, kGpuSliceBytes = int64_t{320} << 20;
 
-std::vector<RowRange> slices(const model::Model& model, const GradedRows& graded, double scale) {
-  const int64_t rows = std::max<int64_t>(16, kSliceBytes / (4 * model.config().vocab_size));
+// Whether a slice is worked on in place, by kernels that know log p and its gradient from the logits alone.
+bool in_place(const model::Model& model, const Objective& objective) {
+  if constexpr (!gpu::kBuilt) return false;
+  const at::TensorOptions options = model.options();
+  return options.device().is_cuda() && options.dtype() != at::kDouble && !objective.sees_distributions();
+}
+
+std::vector<RowRange> slices(const model::Model& model, const GradedRows& graded, double scale,
+                             bool large_slices = false) {
+  const int64_t bytes =
+      large_slices ? kGpuSliceBytes / static_cast<int64_t>(model.options().dtype().itemsize()) : kSliceBytes / 4;
+  const int64_t rows = std::max<int64_t>(16, bytes / model.config().vocab_size);
   std::vector<RowRange> ranges;
   for (int64_t begin = 0; begin < graded.size(); begin += rows)
     ranges.push_back({graded, begin, std::min(rows, graded.size() - begin), scale});
@@ -35,9 +47,11 @@ at::Tensor of_targets(const RowRange& range, const at::Tensor& log_p) {
   return log_p.gather(1, targets_of(range, log_p)).squeeze(1).to(at::kCPU);
 }
 
-// What a slice is to do, when no row depends on another: its own answer; else its part of the answer about all.
-RowTerms terms_of(const RowRange& range, const at::Tensor& log_p, const Objective& objective, const RowTerms& all) {
-  if (!objective.couples_rows()) return objective.row_terms(range, of_targets(range, log_p));
+// What a slice is to do, given log p(target) of its rows: when no row depends on another, its own answer; else its part
+// of the answer about all.
+RowTerms terms_of(const RowRange& range, const at::Tensor& target_log_p, const Objective& objective,
+                  const RowTerms& all) {
+  if (!objective.couples_rows()) return objective.row_terms(range, target_log_p.cpu());
   return {0, range.of(all.slopes)};
 }
 
@@ -46,6 +60,39 @@ RowTerms terms_of_all(const model::Model& model, const GradedRows& graded, const
                       const Objective& objective, double scale) {
   if (!objective.couples_rows()) return {};
   return objective.row_terms({graded, 0, graded.size(), scale}, target_log_probabilities(model, graded, x));
+}
+
+struct LogitGradient {
+  double loss = 0;
+  at::Tensor dlogits;  // of the logits' dtype
+};
+
+// d loss / d logits = slope (onehot(target) - p), and what an objective over distributions adds.
+LogitGradient logit_gradient(const at::Tensor& logits, const RowRange& range, const Objective& objective,
+                             const RowTerms& all) {
+  const at::Tensor log_p = at::log_softmax(logits, -1, at::kFloat);
+  const RowTerms terms = terms_of(range, of_targets(range, log_p), objective, all);
+  LogitGradient out{.loss = terms.loss};
+  const at::Tensor slopes = terms.slopes.unsqueeze(1).to(log_p.device());
+  at::Tensor dlogits = at::exp(log_p).mul_(-slopes);
+  dlogits.scatter_add_(1, targets_of(range, log_p), slopes);
+  if (objective.sees_distributions()) out.loss += objective.distribution_terms(range, log_p, &dlogits);
+  out.dlogits = dlogits.to(logits.scalar_type());
+  return out;
+}
+
+// The same where in_place() holds: the logits' memory becomes their gradient.
+LogitGradient logit_gradient_(at::Tensor logits, const RowRange& range, const Objective& objective,
+                              const RowTerms& all) {
+  if constexpr (gpu::kBuilt) {
+    const at::Tensor targets = range.of(range.graded.targets).to(logits.device());
+    const auto statistics = model::cuda::soft_max_statistics(logits, targets);
+    const RowTerms terms = terms_of(range, statistics.log_p, objective, all);
+    const at::Tensor slopes = terms.slopes.to(logits.device(), at::kFloat);
+    model::cuda::soft_max_gradient_(logits, targets, slopes, statistics.log_sum);
+    return {terms.loss, logits};
+  }
+  return {};
 }
 
 }  // namespace
@@ -82,7 +129,7 @@ double loss_value(const model::Model& model, const GradedRows& graded, const at:
   double loss = all.loss;
   if (objective.couples_rows() && !objective.sees_distributions()) return loss;
   visit_distributions(model, graded, x, scale, [&](const RowRange& range, const at::Tensor& log_p) {
-    loss += terms_of(range, log_p, objective, all).loss;
+    loss += terms_of(range, of_targets(range, log_p), objective, all).loss;
     if (objective.sees_distributions()) loss += objective.distribution_terms(range, log_p, nullptr);
   });
   return loss;
@@ -92,7 +139,7 @@ LossGradient loss_gradient(const model::Model& model, const GradedRows& graded, 
                            const Objective& objective, double divisor, weights::GradientSink& sink) {
   const RowTerms all = terms_of_all(model, graded, x, objective, 1 / divisor);
   LossGradient out{.loss = all.loss, .dx = at::zeros_like(x)};
-  for (const RowRange& range : slices(model, graded, 1 / divisor)) {
+  for (const RowRange& range : slices(model, graded, 1 / divisor, in_place(model, objective))) {
     const at::Tensor leaf = take_rows(range, x).requires_grad_();
     at::Tensor h;
     {
@@ -101,16 +148,11 @@ LossGradient loss_gradient(const model::Model& model, const GradedRows& graded, 
     }
     const at::NoGradGuard no_grad;
     const at::Tensor h_value = h.detach();
-    const at::Tensor log_p = at::log_softmax(model::linear(h_value, model.head(), nullptr, nullptr), -1, at::kFloat);
-    const RowTerms terms = terms_of(range, log_p, objective, all);
-    out.loss += terms.loss;
-
-    // d loss / d logits = slope (onehot(target) - p)
-    const at::Tensor slopes = terms.slopes.unsqueeze(1).to(log_p.device());
-    at::Tensor dlogits = at::exp(log_p).mul_(-slopes);
-    dlogits.scatter_add_(1, targets_of(range, log_p), slopes);
-    if (objective.sees_distributions()) out.loss += objective.distribution_terms(range, log_p, &dlogits);
-    dlogits = dlogits.to(h_value.scalar_type());
+    const at::Tensor logits = model::linear(h_value, model.head(), nullptr, nullptr);
+    const LogitGradient gradient = in_place(model, objective) ? logit_gradient_(logits, range, objective, all)
+                                                              : logit_gradient(logits, range, objective, all);
+    out.loss += gradient.loss;
+    const at::Tensor& dlogits = gradient.dlogits;
     sink.linear(model.head(), h_value, dlogits);
     const at::Tensor dh = at::mm(dlogits, model.head().data);
     out.dx.index_copy_(0, range.of(graded.rows).to(x.device()), torch::autograd::grad({h}, {leaf}, {dh})[0]);

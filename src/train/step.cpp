@@ -73,6 +73,11 @@ Trainer::Trainer(const model::Model& model, const weights::WeightStore& store, w
                  optim::OptimizerConfig optimizer)
     : model_(model), store_(store), gate_(gate), optimizer_(store, optimizer) {}
 
+int64_t Trainer::chunk_rows(const StepOptions& options) const {
+  if (options.chunk_rows > 0) return options.chunk_rows;
+  return model_.options().device().is_cpu() ? 1024 : 16384;
+}
+
 std::vector<MicroBatch> micro_batches(std::span<const data::Example> examples, size_t size) {
   std::vector<MicroBatch> batches;
   for (size_t begin = 0; begin < examples.size(); begin += size) {
@@ -99,7 +104,7 @@ Result<StepProposal> Trainer::propose(std::span<const MicroBatch> batches, const
                                                                    : weights::GradientForm::kFactors);
     StepProposal proposal;
     for (const auto& [batch, objective] : passes) {
-      proposal.loss += backward(model_, batch, options.chunk_rows, gradients, objective, size);
+      proposal.loss += backward(model_, batch, chunk_rows(options), gradients, objective, size);
       if (!std::isfinite(proposal.loss)) return kLossNotFinite;
       proposal.graded_tokens += graded_tokens(batch);
       proposal.tokens += batch.total_rows;
@@ -143,7 +148,7 @@ Result<StepReport> Trainer::stream(const Batch& batch, const Objective& objectiv
   using weights::GradientSet;
   const size_t parameters = store_.parameters().size();
   StepReport report{.graded_tokens = graded_tokens(batch), .tokens = batch.total_rows};
-  BackwardPass pass(model_, batch, options.chunk_rows);
+  BackwardPass pass(model_, batch, chunk_rows(options));
   GradientSet ends(parameters, weights::GradientForm::kSmaller);  // head, final norm, embedding
   report.loss = pass.loss(objective, objective.size(graded_rows(batch)), ends);
   if (!std::isfinite(report.loss)) return kLossNotFinite;
@@ -181,7 +186,7 @@ Result<Trainer::Evaluation> Trainer::evaluate(std::span<const data::Example> exa
   LATHE_TRY(data::validate(examples, model_.config().vocab_size, model_.config().max_positions));
   return guarded("the evaluation", [&]() -> Result<Evaluation> {
     const Batch batch = pack(examples, options.context);
-    const LiveForward live = forward_live(model_, batch, options.chunk_rows, /*keep_layers=*/false);
+    const LiveForward live = forward_live(model_, batch, chunk_rows(options), /*keep_layers=*/false);
     const GradedRows graded = graded_rows(batch);
     const double size = objective.size(graded);
     return Evaluation{loss_value(model_, graded, live.inputs.back(), objective, size), size};

@@ -37,7 +37,7 @@ enum class GradientPath {
 struct StepOptions {
   double learning_rate = 1e-5;
   data::ContextMode context = data::ContextMode::kFrozen;
-  int64_t chunk_rows = 1024;  // rows per forward pass over the contexts, and per slice of the loss
+  int64_t chunk_rows = 0;  // rows per forward pass; 0: 1,024 on a CPU, 16,384 on a GPU, which they keep busy
   GradientPath gradients = GradientPath::kFactored;
   // kStreaming only: hold the Gate for each layer's write instead of the whole backward pass. Requests go on meanwhile,
   // through a model of which some layers are updated and some are not yet.
@@ -111,6 +111,8 @@ class Trainer {
 
  private:
   Result<StepReport> stream(const Batch& batch, const Objective& objective, const StepOptions& options);
+
+  int64_t chunk_rows(const StepOptions& options) const;
 
   const model::Model& model_;
   const weights::WeightStore& store_;

@@ -2,7 +2,7 @@
 # Runs a packed build (scripts/pack.sh) on a machine with a GPU: doctor, the GPU tests, parity in fp32 and bf16, the benchmark.
 # Needs a torch 2.11.0 with CUDA that `python3` can import; nothing is built. Prints a short table last, full logs go to $OUT.
 # usage: run.sh [doctor] [tests] [parity] [attention] [bench]    (all of them)
-#   GOLDEN=folder of reference folders    BENCH="arguments of gpu_bench"
+#   GOLDEN=folder of reference folders    BENCH="arguments of gpu_bench; those of another run; ..."
 set -uo pipefail
 pack=$(cd "$(dirname "$0")" && pwd)
 OUT=${OUT:-$(mktemp -d)}
@@ -39,7 +39,10 @@ run_parity() {
     line=$(timeout 100 "$pack/bin/parity" "$folder" --device cuda --dtype $dtype 2>&1)
     code=$?
     echo "$line" | tee -a "$OUT/parity.log" | tail -n 3
-    note "parity $(basename "$folder") $dtype" $code "$(sed -nE 's/.*"full_logits":([^,]*).*"full_grad":([^,]*).*"frozen_logits":([^,]*).*"frozen_grad":([^,]*).*/logits \1 grad \2 frozen \3 \4/p' <<<"$line" | tail -n 1)"
+    number() { grep -oE "\"$1\":[^,}]*" <<<"$line" | tail -n 1 | cut -d: -f2; }
+    note "parity $(basename "$folder") $dtype" $code "logits $(number full_logits) grad $(number full_grad)" \
+      "frozen $(number frozen_logits) $(number frozen_grad)" \
+      "of transformers' $(number full_over_transformers) $(number frozen_over_transformers)"
   done
 }
 
@@ -49,8 +52,13 @@ run_attention() {
 }
 
 run_bench() {
-  timeout 500 "$pack/bin/gpu_bench" ${BENCH:-} 2>&1 | tee "$OUT/bench.log"
-  note bench "${PIPESTATUS[0]}"
+  local arguments
+  tr ';' '\n' <<<"${BENCH:-}" | while read -r arguments; do
+    # A process each: a case that runs out of memory must not trouble the next.
+    timeout 300 "$pack/bin/gpu_bench" $arguments 2>&1 || echo "failed: gpu_bench $arguments"
+  done | tee "$OUT/bench.log"
+  ! grep -q ^failed "$OUT/bench.log"
+  note bench $?
 }
 
 for step in $steps; do
