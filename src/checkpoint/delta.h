@@ -8,8 +8,8 @@
 // Files keep name, size and layout across a delta; whatever else belongs to a version travels as an attachment.
 //
 // Threads: a DeltaWriter belongs to one thread, and add() works on several. A DeltaReader is immutable; any thread.
-// Memory: DeltaWriter: about 12 MiB per thread, whatever the model's size, and its state. DeltaReader: 64 bytes per
-// changed tile and the layouts; decoding a tile needs its payload and the caller's two buffers.
+// Memory: DeltaWriter: about 40 MiB per thread, whatever the model's size, and its state. DeltaReader: 80 bytes per
+// changed tile and the layouts; per thread that decodes, about 12 MiB.
 // Durability: none here: the caller writes to a temporary file, syncs, renames (docs/formats/directory.md).
 // Format page: docs/formats/delta.md
 #pragma once
@@ -28,14 +28,10 @@
 #include "base/result.h"
 #include "checkpoint/hash.h"
 #include "checkpoint/tile.h"
+#include "checkpoint/tile_codec.h"
 #include "io/env.h"
 
 namespace lathe::checkpoint {
-
-enum class Direction { kForward, kBackward };
-
-// How the largest part of a tile is coded; for reports.
-enum class TileMode : uint8_t { kUnchanged = 0, kSparse = 1, kDense = 2, kRaw = 3 };
 
 struct DeltaTile {
   TileId id;
@@ -121,6 +117,9 @@ class DeltaReader {
   // contradicts itself; kUnsupported for a newer format. Nothing is allocated that the file's size does not justify.
   static Result<DeltaReader> open(std::unique_ptr<io::RandomAccessFile> file);
   static Result<DeltaReader> open(io::Env& env, const std::string& path);  // errors name `path`
+  DeltaReader(DeltaReader&&) noexcept;
+  DeltaReader& operator=(DeltaReader&&) noexcept;
+  ~DeltaReader();
 
   const DeltaInfo& info() const { return info_; }
   const std::vector<FileLayout>& files() const { return files_; }
@@ -152,20 +151,19 @@ class DeltaReader {
   Status verify() const;
 
  private:
-  DeltaReader() = default;
+  struct Codecs;
+
+  DeltaReader();
+  std::string describe(TileId id) const;
   Result<std::vector<std::byte>> payload(const DeltaTile& tile) const;
 
   std::unique_ptr<io::RandomAccessFile> file_;
+  std::unique_ptr<Codecs> codecs_;
   DeltaInfo info_;
   uint64_t file_bytes_ = 0;
   std::vector<FileLayout> files_;
   std::vector<DeltaTile> tiles_;
   std::vector<DeltaAttachment> attachments_;
 };
-
-// The state of safetensors files in a directory: reads and hashes every byte, on `threads` threads. Also the way to
-// find out which tiles of a directory are not what they should be. Files that are not there are an error.
-Result<WeightState> hash_files(io::Env& env, const std::string& directory, std::span<const std::string> names,
-                               int threads = 0);
 
 }  // namespace lathe::checkpoint

@@ -49,6 +49,23 @@ Hash128 checksum128(std::span<const std::byte> bytes) {
   return from_xxh(XXH3_128bits(bytes.data(), bytes.size()));
 }
 
+void Checksum128::Release::operator()(void* state) const {
+  XXH3_freeState(static_cast<XXH3_state_t*>(state));
+}
+
+Checksum128::Checksum128() : state_(XXH3_createState()) {
+  LATHE_CHECK(state_ != nullptr);
+  XXH3_128bits_reset(static_cast<XXH3_state_t*>(state_.get()));
+}
+
+void Checksum128::update(std::span<const std::byte> bytes) {
+  XXH3_128bits_update(static_cast<XXH3_state_t*>(state_.get()), bytes.data(), bytes.size());
+}
+
+Hash128 Checksum128::finish() const {
+  return from_xxh(XXH3_128bits_digest(static_cast<const XXH3_state_t*>(state_.get())));
+}
+
 std::string Root::hex() const {
   constexpr std::string_view kDigits = "0123456789abcdef";
   std::string text;

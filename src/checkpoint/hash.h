@@ -35,6 +35,20 @@ Hash128 hash_tile(std::span<const std::byte> tile);
 uint64_t checksum64(std::span<const std::byte> bytes);
 Hash128 checksum128(std::span<const std::byte> bytes);
 
+// checksum128 of bytes that come in pieces.
+class Checksum128 {
+ public:
+  Checksum128();
+  void update(std::span<const std::byte> bytes);
+  Hash128 finish() const;
+
+ private:
+  struct Release {
+    void operator()(void* state) const;
+  };
+  std::unique_ptr<void, Release> state_;
+};
+
 // A BLAKE3-256 digest.
 struct Root {
   std::array<uint8_t, 32> bytes{};

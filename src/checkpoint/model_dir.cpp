@@ -56,13 +56,7 @@ Status ModelDir::add_shard(io::Env& env, const std::string& directory, const std
   const std::string path = directory + "/" + file;
   Shard shard{.file = file};
   shard.data = LATHE_TRY(env.open_read(path));
-  const uint64_t size = shard.data->size();
-  std::vector<std::byte> head(std::min<uint64_t>(8, size));
-  LATHE_TRY(shard.data->read_at(0, head));
-  const uint64_t header_size = LATHE_TRY(header_bytes(head, size).at(path));
-  head.resize(header_size);
-  LATHE_TRY(shard.data->read_at(0, head));
-  shard.header = LATHE_TRY(parse_header(head, size).at(path));
+  shard.header = LATHE_TRY(read_header(*shard.data).at(path));
   for (size_t t = 0; t < shard.header.tensors.size(); ++t) {
     const auto [at, fresh] = by_name_.try_emplace(shard.header.tensors[t].name, shards_.size(), t);
     if (!fresh)

@@ -157,6 +157,15 @@ Result<Header> parse_header(std::span<const std::byte> file, uint64_t file_size)
   return header;
 }
 
+Result<Header> read_header(const io::RandomAccessFile& file) {
+  const uint64_t size = file.size();
+  std::vector<std::byte> head(std::min<uint64_t>(8, size));
+  LATHE_TRY(file.read_at(0, head));
+  head.resize(LATHE_TRY(header_bytes(head, size)));
+  LATHE_TRY(file.read_at(0, head));
+  return parse_header(head, size);
+}
+
 std::string format_header(std::span<TensorInfo> tensors, const std::map<std::string, std::string>& metadata) {
   Json json = Json::object();
   if (!metadata.empty()) json["__metadata__"] = metadata;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "io/env.h"
 
 namespace lathe::checkpoint {
 
@@ -42,6 +43,9 @@ Result<uint64_t> header_bytes(std::span<const std::byte> first_eight, uint64_t f
 // name: not JSON, an unknown dtype, a duplicate name, a size that is not that of dtype and shape, offsets that overlap,
 // leave gaps, or do not end with the file. Never reads outside `file`, whatever it holds.
 Result<Header> parse_header(std::span<const std::byte> file, uint64_t file_size);
+
+// The header of a whole file. Reads nothing behind it.
+Result<Header> read_header(const io::RandomAccessFile& file);
 
 // The bytes in front of the data of a file that holds `tensors` one after another, in this order; sets their begin and
 // end. A multiple of 8 bytes long, so that the data are aligned.

@@ -1,6 +1,9 @@
 #include "checkpoint/tile.h"
 
 #include <algorithm>
+#include <memory>
+
+#include "checkpoint/parallel.h"
 
 namespace lathe::checkpoint {
 namespace {
@@ -78,7 +81,6 @@ FileLayout layout_of(std::string name, uint64_t file_size, const Header& header)
   for (const TensorInfo& tensor : header.tensors) {
     if (tensor.size() == 0) continue;
     const ElementType type = element_type(tensor.dtype);
-    // A run's elements sit at multiples of their size from its begin, so a tensor joins only a run of whole elements.
     if (!layout.runs.empty() && layout.runs.back().type == type) {
       layout.runs.back().end = tensor.end;
     } else {
@@ -115,6 +117,13 @@ std::vector<TilePart> tile_parts(const FileLayout& layout, uint64_t tile) {
   return parts;
 }
 
+std::string describe_tile(const FileLayout& layout, uint64_t tile) {
+  const std::string name = layout.name + " tile " + std::to_string(tile);
+  if (tile >= tile_count(layout)) return name;
+  const ByteRange range = tile_range(layout, tile);
+  return name + " (bytes " + std::to_string(range.offset) + " to " + std::to_string(range.offset + range.size) + ")";
+}
+
 Root WeightState::root() const {
   Blake3 hash;
   for (const FileState& file : files) {
@@ -141,12 +150,7 @@ uint64_t WeightState::tiles() const {
 }
 
 std::string WeightState::describe(TileId id) const {
-  if (id.file >= files.size()) return "file " + std::to_string(id.file);
-  const FileLayout& layout = files[id.file].layout;
-  if (id.tile >= tile_count(layout)) return layout.name + " tile " + std::to_string(id.tile);
-  const ByteRange range = tile_range(layout, id.tile);
-  return layout.name + " tile " + std::to_string(id.tile) + " (bytes " + std::to_string(range.offset) + " to " +
-         std::to_string(range.offset + range.size) + ")";
+  return id.file < files.size() ? describe_tile(files[id.file].layout, id.tile) : "file " + std::to_string(id.file);
 }
 
 Status check(const FileLayout& layout) {
@@ -175,6 +179,37 @@ Status check(const WeightState& state) {
     previous = &file;
   }
   return {};
+}
+
+Result<WeightState> hash_files(io::Env& env, const std::string& directory, std::span<const std::string> names,
+                               int threads) {
+  WeightState state;
+  std::vector<std::unique_ptr<io::RandomAccessFile>> files;
+  std::vector<TileId> tiles;
+  std::vector<std::string> sorted(names.begin(), names.end());
+  std::sort(sorted.begin(), sorted.end());
+  for (const std::string& name : sorted) {
+    const auto file_index = static_cast<uint32_t>(files.size());
+    files.push_back(LATHE_TRY(env.open_read(directory + "/" + name)));
+    const Header header = LATHE_TRY(read_header(*files.back()).at(directory + "/" + name));
+    FileState file{.layout = layout_of(name, files.back()->size(), header)};
+    file.tiles.resize(tile_count(file.layout));
+    for (uint32_t tile = 0; tile < file.tiles.size(); ++tile) tiles.push_back({file_index, tile});
+    state.files.push_back(std::move(file));
+  }
+  LATHE_TRY(check(state));
+  const size_t workers = thread_count(threads);
+  std::vector<std::vector<std::byte>> buffers(workers, std::vector<std::byte>(kTileBytes));
+  const auto hash = [&](size_t i, size_t worker) -> Status {
+    FileState& file = state.files[tiles[i].file];
+    const ByteRange range = tile_range(file.layout, tiles[i].tile);
+    const std::span bytes(buffers[worker].data(), range.size);
+    LATHE_TRY(files[tiles[i].file]->read_at(range.offset, bytes));
+    file.tiles[tiles[i].tile] = hash_tile(bytes);
+    return {};
+  };
+  LATHE_TRY(parallel_for(tiles.size(), workers, hash));
+  return state;
 }
 
 }  // namespace lathe::checkpoint

@@ -19,6 +19,7 @@
 #include "base/result.h"
 #include "checkpoint/hash.h"
 #include "checkpoint/safetensors.h"
+#include "io/env.h"
 
 namespace lathe::checkpoint {
 
@@ -60,6 +61,9 @@ struct ByteRange {
 uint64_t tile_count(const FileLayout& layout);
 ByteRange tile_range(const FileLayout& layout, uint64_t tile);
 
+// "model.safetensors tile 3 (bytes 4194304 to 6291456)", for messages.
+std::string describe_tile(const FileLayout& layout, uint64_t tile);
+
 // A stretch of one element type in a tile: whole elements, or kBytes for what the tile's edges cut off an element.
 struct TilePart {
   ElementType type = ElementType::kBytes;
@@ -82,7 +86,6 @@ struct WeightState {
   Root root() const;
   uint64_t bytes() const;  // of all files
   uint64_t tiles() const;  // of all files
-  // "model.safetensors tile 3 (bytes 4194304 to 6291456)", for messages.
   std::string describe(TileId id) const;
   friend bool operator==(const WeightState&, const WeightState&) = default;
 };
@@ -91,5 +94,10 @@ struct WeightState {
 Status check(const FileLayout& layout);
 // The same for every file; and unless names ascend and every file has as many hashes as tiles.
 Status check(const WeightState& state);
+
+// The state of safetensors files in a directory: reads and hashes every byte, `threads` tiles at once (0: as many as
+// the machine has processors). A file that is missing or malformed is an error that names it.
+Result<WeightState> hash_files(io::Env& env, const std::string& directory, std::span<const std::string> names,
+                               int threads = 0);
 
 }  // namespace lathe::checkpoint

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "kernels/clones.h"
+#include "base/clones.h"
 
 namespace lathe::kernels {
 

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "base/clones.h"
 #include "kernels/bf16.h"
-#include "kernels/clones.h"
 #include "kernels/philox.h"
 
 namespace lathe::kernels {

@@ -2,8 +2,8 @@
 
 #include <cmath>
 
+#include "base/clones.h"
 #include "kernels/bf16.h"
-#include "kernels/clones.h"
 
 namespace lathe::kernels {
 namespace {

@@ -1,7 +1,7 @@
 #include "kernels/squares.h"
 
+#include "base/clones.h"
 #include "kernels/bf16.h"
-#include "kernels/clones.h"
 
 namespace lathe::kernels {
 namespace {
