@@ -1,6 +1,6 @@
 # Everything a person types. The work is in scripts/ and CMakePresets.json.
 .DEFAULT_GOAL := help
-.PHONY: setup build test demo test-reference bench format lint clean help
+.PHONY: setup build test soak mutants demo test-reference bench format lint clean help
 
 # CUDA=1 builds for NVIDIA GPUs too, into build-cuda/ (docs/cuda.md).
 preset := $(if $(CUDA),cuda,cpu)
@@ -13,6 +13,12 @@ build: setup     ## build everything into build/ (CUDA=1: for NVIDIA GPUs too, i
 
 test: build      ## build and run every test (CUDA=1: of build-cuda/)
 	@scripts/test.sh $(preset)
+
+soak: build      ## crash safety of model directories, ten million states on all cores (SOAK_STATES=n for another number)
+	@LATHE_CRASH_STATES=$${SOAK_STATES:-10000000} LATHE_CRASH_THREADS=0 LATHE_CRASH_SEED=$${SOAK_SEED:-1} build/src/checkpoint/crash_test
+
+mutants: setup   ## break the checkpoint code on purpose, line by line: a test must notice each time
+	@python3 tools/mutants.py
 
 demo: build      ## teach a served model a fact, and undo it
 	@scripts/demo.sh

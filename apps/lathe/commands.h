@@ -17,7 +17,14 @@ Run add_chat(CLI::App& app);
 Run add_learn(CLI::App& app);
 Run add_train(CLI::App& app);
 Run add_sync(CLI::App& app);
+Run add_log(CLI::App& app);
+Run add_verify(CLI::App& app);
 Run add_rollback(CLI::App& app);
+Run add_export(CLI::App& app);
+Run add_publish(CLI::App& app);
+Run add_push(CLI::App& app);
+Run add_receive(CLI::App& app);
+Run add_prune(CLI::App& app);
 Run add_doctor(CLI::App& app);
 
 }  // namespace lathe::cli

@@ -123,7 +123,9 @@ class Doctor {
                              : "tensor " + missing + " is missing or has another shape than config.json calls for"});
     findings_.push_back(
         {"symbolic links", !links,
-         links ? "shards are symbolic links, as in a Hugging Face cache; copy the model with cp -rL first" : "none"});
+         links
+             ? "shards are symbolic links, as in a Hugging Face cache; add --materialize, or copy the model with cp -rL"
+             : "none"});
     const auto free = env_.free_space(directory_);
     findings_.push_back(
         {"disk", free.ok() && *free > bytes + (64 << 20),
@@ -148,8 +150,7 @@ class Doctor {
     findings_.push_back(
         {"directory", lock.ok(), lock.ok() ? "writable, no other lathe process" : lock.error().message});
     const auto version = checkpoint::read_version(env_, directory_);
-    findings_.push_back(
-        {"version", version.ok(), version.ok() ? std::to_string(version->version) : version.error().message});
+    findings_.push_back({"version", version.ok(), version.ok() ? std::to_string(*version) : version.error().message});
   }
 
   io::Env& env_ = io::posix_env();

@@ -40,8 +40,15 @@ int main(int argc, char** argv) {
       {"chat", "Talk to a running server, and correct it with /fix", lathe::cli::add_chat},
       {"learn", "Teach a running server one better answer", lathe::cli::add_learn},
       {"train", "Fine-tune a model directory on a data set, in place", lathe::cli::add_train},
-      {"sync", "Make what a running server learned durable now", lathe::cli::add_sync},
-      {"rollback", "Put back the weights that the last sync replaced", lathe::cli::add_rollback},
+      {"sync", "Make a new version durable: of a running server, or of another directory", lathe::cli::add_sync},
+      {"log", "List the versions of a model directory", lathe::cli::add_log},
+      {"verify", "Check every byte of a model directory and its history", lathe::cli::add_verify},
+      {"rollback", "Put back the weights of an earlier version", lathe::cli::add_rollback},
+      {"export", "Write a version as a directory of its own", lathe::cli::add_export},
+      {"publish", "Give readers a complete, unchanging directory behind a link", lathe::cli::add_publish},
+      {"push", "Bring a copy elsewhere up to date by what changed", lathe::cli::add_push},
+      {"receive", "The far side of a push, started by it", lathe::cli::add_receive},
+      {"prune", "Keep fewer old versions, by merging", lathe::cli::add_prune},
       {"doctor", "Say what would fail, and how to mend it, before anything is touched", lathe::cli::add_doctor},
   };
   std::map<CLI::App*, lathe::cli::Run> runs;

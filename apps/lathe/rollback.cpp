@@ -1,36 +1,61 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
 
 #include "checkpoint/sync.h"
+#include "client.h"
 #include "commands.h"
+#include "history_command.h"
 
 namespace lathe::cli {
 namespace {
 
-Result<checkpoint::SyncReport> roll_back(const std::string& directory) {
+using Json = nlohmann::ordered_json;
+
+struct Options {
+  std::string directory, api_key;
+  std::optional<int64_t> version;
+  bool materialize = false, json = false;
+};
+
+Result<Json> roll_back(const Options& options) {
   io::Env& env = io::posix_env();
-  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, directory));
-  LATHE_TRY(checkpoint::recover(env, directory));
-  return checkpoint::rollback(env, directory);
+  if (const std::string server = running_server(env, options.directory); !server.empty()) {
+    auto client = LATHE_TRY(Client::create(server, options.api_key));
+    return client.post("/v1/rollback", options.version ? Json{{"version", *options.version}} : Json::object());
+  }
+  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, options.directory));
+  ProgressBar bar;
+  checkpoint::SyncOptions how;
+  how.materialize = options.materialize;
+  how.apply.progress = bar.callback();
+  const auto done = LATHE_TRY(checkpoint::rollback(env, options.directory, options.version, {}, how));
+  return Json{{"version", done.version}, {"previous", done.previous},       {"restores", done.restores.value_or(0)},
+              {"root", done.root.hex()}, {"delta_bytes", done.delta_bytes}, {"bytes_written", done.bytes_written},
+              {"seconds", done.seconds}};
 }
 
 }  // namespace
 
 Run add_rollback(CLI::App& app) {
-  const auto directory = std::make_shared<std::string>();
-  app.add_option("MODEL_DIR", *directory, "The model directory; of a running server, use POST /v1/rollback")
+  const auto options = std::make_shared<Options>();
+  app.add_option("MODEL_DIR", options->directory,
+                 "The model directory; of a running server, the live weights go back too")
       ->required();
-  return [directory] {
-    const auto report = roll_back(*directory);
-    if (!report.ok()) {
-      std::fprintf(stderr, "lathe rollback: %s\n", report.error().message.c_str());
-      return 1;
-    }
-    std::printf("%s now holds version %ld: %ld shards put back as they were before version %ld\n", directory->c_str(),
-                static_cast<long>(report->now.version), static_cast<long>(report->shards_written),
-                static_cast<long>(report->now.previous.value_or(0)));
-    return 0;
+  app.add_option("VERSION", options->version, "Whose weights to put back (`lathe log`); default: the version before");
+  app.add_option("--api-key", options->api_key, "Key of the running server, if any")->envname("LATHE_API_KEY");
+  app.add_flag("--materialize", options->materialize, "Replace shards that are symbolic links by copies first");
+  app.add_flag("--json", options->json, "Print the result as JSON");
+  return [options] {
+    return report(
+        "rollback", options->json, [&] { return roll_back(*options); },
+        [&](const Json& result) {
+          std::printf("%s now holds version %ld, with the weights of version %ld; the next rollback undoes it\n",
+                      options->directory.c_str(), static_cast<long>(result.value("version", int64_t{0})),
+                      static_cast<long>(result.value("restores", int64_t{0})));
+        });
   };
 }
 

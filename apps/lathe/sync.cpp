@@ -1,3 +1,5 @@
+#include "checkpoint/sync.h"
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
@@ -5,30 +7,89 @@
 
 #include "client.h"
 #include "commands.h"
+#include "history_command.h"
 
 namespace lathe::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Options {
+  std::string directory, from, server, api_key, note;
+  bool materialize = false, json = false;
+  int threads = 0;
+};
+
+Json to_json(const checkpoint::SyncReport& report) {
+  return {{"version", report.version},
+          {"previous", report.previous},
+          {"root", report.root.hex()},
+          {"delta_bytes", report.delta_bytes},
+          {"bytes_written", report.bytes_written},
+          {"tiles_changed", report.tiles_changed},
+          {"tiles", report.tiles},
+          {"shards_rewritten", report.shards_rewritten},
+          {"shards_in_place", report.shards_in_place},
+          {"durable_seconds", report.durable_seconds},
+          {"seconds", report.seconds}};
+}
+
+Result<Json> import(const Options& options) {
+  io::Env& env = io::posix_env();
+  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, options.directory));
+  const auto tensors = LATHE_TRY(checkpoint::DirectoryTensors::open(env, options.from, options.directory));
+  ProgressBar bar;
+  checkpoint::SyncOptions how;
+  how.record.kind = "import";
+  how.record.note = options.note.empty() ? "from " + options.from : options.note;
+  how.materialize = options.materialize;
+  how.apply = {.threads = options.threads, .progress = bar.callback()};
+  return to_json(LATHE_TRY(checkpoint::sync(env, options.directory, tensors, {}, how)));
+}
+
+Result<Json> sync_server(const Options& options) {
+  std::string server = options.server;
+  if (server.empty() && !options.directory.empty()) server = running_server(io::posix_env(), options.directory);
+  if (server.empty() && !options.directory.empty()) {
+    return not_found("no server works on " + options.directory +
+                     "; name a directory with new weights (--from), or a server elsewhere (--server)");
+  }
+  auto client = LATHE_TRY(Client::create(server.empty() ? "http://127.0.0.1:8077" : server, options.api_key));
+  return client.post("/v1/sync", Json::object());
+}
+
+void print(const Json& result) {
+  const auto version = static_cast<long>(result.value("version", int64_t{0}));
+  if (result.value("delta_bytes", uint64_t{0}) == 0) {
+    std::printf("nothing differs from version %ld, which is on disk\n", version);
+    return;
+  }
+  std::printf("version %ld is on disk: %s of changes, durable after %.2f s; %s written to shards, after %.2f s\n",
+              version, mebibytes(result.value("delta_bytes", uint64_t{0})).c_str(),
+              result.value("durable_seconds", 0.0), mebibytes(result.value("bytes_written", uint64_t{0})).c_str(),
+              result.value("seconds", 0.0));
+}
+
+}  // namespace
 
 Run add_sync(CLI::App& app) {
-  struct Options {
-    std::string server = "http://127.0.0.1:8077", api_key;
-  };
   const auto options = std::make_shared<Options>();
-  app.add_option("--server", options->server, "Address of `lathe serve`")
-      ->envname("LATHE_SERVER")
-      ->capture_default_str();
+  app.add_option("MODEL_DIR", options->directory, "The model directory; without it, the one that --server serves");
+  app.add_option("--from", options->from,
+                 "Make MODEL_DIR equal to the weights of this directory, as a new version: the output of any trainer");
+  app.add_option("--server", options->server, "Address of a `lathe serve` whose weights are made durable now")
+      ->envname("LATHE_SERVER");
   app.add_option("--api-key", options->api_key, "The server's key, if it has one")->envname("LATHE_API_KEY");
+  app.add_option("--note", options->note, "A line for `lathe log`");
+  app.add_flag("--materialize", options->materialize, "Replace shards that are symbolic links by copies first");
+  app.add_option("--threads", options->threads, "Threads; 0: one per core")->check(CLI::Range(0, 1024));
+  app.add_flag("--json", options->json, "Print the result as JSON");
+  app.callback([options] {
+    if (!options->from.empty() && options->directory.empty()) throw CLI::RequiredError("MODEL_DIR");
+  });
   return [options] {
-    auto client = Client::create(options->server, options->api_key);
-    const auto synced = client.ok() ? client->post("/v1/sync", nlohmann::ordered_json::object())
-                                    : Result<nlohmann::ordered_json>(client.error());
-    if (!synced.ok()) {
-      std::fprintf(stderr, "lathe sync: %s\n", synced.error().message.c_str());
-      return 1;
-    }
-    std::printf("version %ld is on disk: %.1f MiB written in %.2f s\n", static_cast<long>(synced->value("version", 0)),
-                static_cast<double>(synced->value("bytes_written", uint64_t{0})) / (1 << 20),
-                synced->value("seconds", 0.0));
-    return 0;
+    return report(
+        "sync", options->json, [&] { return options->from.empty() ? sync_server(*options) : import(*options); }, print);
   };
 }
 

@@ -16,8 +16,10 @@
 #include "commands.h"
 #include "gpu/device.h"
 #include "model/model.h"
+#include "optim/state_file.h"
 #include "text/text.h"
 #include "train/trainer.h"
+#include "weights/live_tensors.h"
 
 namespace lathe::cli {
 namespace {
@@ -27,7 +29,7 @@ struct Options {
   double learning_rate = 2e-5, weight_decay = 0;
   int64_t epochs = 1, batch = 8, max_steps = 0;
   uint32_t seed = 1;
-  bool quiet = false;
+  bool quiet = false, resume = false, materialize = false;
 };
 
 std::atomic<bool> interrupted{false};
@@ -105,25 +107,62 @@ class Batches {
   size_t at_ = 0;
 };
 
-Result<checkpoint::SyncReport> save(io::Env& env, const std::string& directory, const weights::WeightStore& store,
-                                    int64_t version) {
-  weights::PartReader reader;
-  return checkpoint::sync(
-      env, directory,
-      [&](std::string_view name) -> std::optional<std::span<const std::byte>> {
-        const weights::Part* part = store.find_part(name);
-        if (!part) return std::nullopt;
-        return reader.bytes(*part);
-      },
-      version);
+// Hands on what is appended.
+class Forward final : public io::WritableFile {
+ public:
+  explicit Forward(const checkpoint::Attachment::Sink& sink) : sink_(sink) {}
+  Status append(std::span<const std::byte> bytes) override { return sink_(bytes); }
+  Status sync() override { return {}; }
+  Status close() override { return {}; }
+
+ private:
+  const checkpoint::Attachment::Sink& sink_;
+};
+
+// Weights and optimizer state become one version.
+Result<checkpoint::SyncReport> save(io::Env& env, const Options& options, const weights::WeightStore& store,
+                                    const optim::Optimizer& optimizer, int64_t version) {
+  const checkpoint::Attachment state{.name = checkpoint::kOptimizerName,
+                                     .write = [&](const checkpoint::Attachment::Sink& sink) -> Status {
+                                       Forward file(sink);
+                                       return optim::write_state(optimizer.state(), file);
+                                     }};
+  checkpoint::SyncOptions how;
+  how.record.kind = "train";
+  how.record.note = options.data;
+  how.attachments.push_back(state);
+  how.materialize = options.materialize;
+  how.even_if_equal = true;
+  return checkpoint::sync(env, options.directory, weights::LiveTensors(store), version, how);
+}
+
+// The optimizer state of the version that the directory holds.
+Status resume(io::Env& env, const std::string& directory, optim::Optimizer& optimizer) {
+  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
+  const auto history = LATHE_TRY(checkpoint::History::open(env, directory));
+  const checkpoint::DeltaFile* delta = history.leading_to(history.head().version);
+  const checkpoint::DeltaReader* reader = delta ? LATHE_TRY(history.reader(*delta)) : nullptr;
+  const auto* state = reader ? reader->find_attachment(checkpoint::kOptimizerName) : nullptr;
+  if (!state) {
+    return not_found("version " + std::to_string(history.head().version) + " of " + directory +
+                     " has no optimizer state to go on with; leave out --resume");
+  }
+  const std::string bytes = LATHE_TRY(reader->attachment_text(*state, uint64_t{1} << 40));
+  return optimizer.restore(LATHE_TRY(optim::read_state(std::as_bytes(std::span(bytes)))));
+}
+
+// Finishes what a crash interrupted.
+Result<int64_t> recovered_version(io::Env& env, const std::string& directory) {
+  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
+  LATHE_TRY(checkpoint::recover(env, directory));
+  return checkpoint::read_version(env, directory);
 }
 
 Status train(const Options& options) {
   io::Env& env = io::posix_env();
   const c10::Device device = LATHE_TRY(gpu::open(options.device));
   const auto lock = LATHE_TRY(checkpoint::lock_directory(env, options.directory));
-  LATHE_TRY(checkpoint::recover(env, options.directory));
-  const auto on_disk = LATHE_TRY(checkpoint::read_version(env, options.directory));
+  const int64_t on_disk = LATHE_TRY(recovered_version(env, options.directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
   const model::LoadedModel loaded = LATHE_TRY(model::load_model(env, options.directory, {.device = device}));
   optim::OptimizerConfig optimizer{.method = LATHE_TRY(optim::parse_method(options.optimizer)),
@@ -142,6 +181,7 @@ Status train(const Options& options) {
   const train::StepOptions step_options{
       .learning_rate = options.learning_rate,
       .context = options.context == "exact" ? data::ContextMode::kExact : data::ContextMode::kFrozen};
+  if (options.resume) LATHE_TRY(resume(env, options.directory, trainer.optimizer()));
   Progress progress(steps, options.quiet);
   int64_t step = 0;
   while (step < steps && !interrupted) {
@@ -152,11 +192,11 @@ Status train(const Options& options) {
     LATHE_TRY(trainer.commit(std::move(proposal)));
     progress.show(++step, loss, tokens);
   }
-  const auto report = LATHE_TRY(save(env, options.directory, *loaded.store, on_disk.version + step));
-  std::printf("%s after %ld of %ld steps: %s holds version %ld (%.1f MiB written); `lathe rollback` undoes it\n",
+  const auto report = LATHE_TRY(save(env, options, *loaded.store, trainer.optimizer(), on_disk + step));
+  std::printf("%s after %ld of %ld steps: %s holds version %ld (%.1f MiB of changes); `lathe rollback` undoes it\n",
               interrupted ? "stopped" : "done", static_cast<long>(step), static_cast<long>(steps),
-              options.directory.c_str(), static_cast<long>(report.now.version),
-              static_cast<double>(report.bytes_written) / (1 << 20));
+              options.directory.c_str(), static_cast<long>(report.version),
+              static_cast<double>(report.delta_bytes) / (1 << 20));
   return {};
 }
 
@@ -193,6 +233,8 @@ Run add_train(CLI::App& app) {
       ->envname("LATHE_DEVICE")
       ->capture_default_str();
   app.add_option("--seed", options->seed, "Of order, projections and rounding")->capture_default_str();
+  app.add_flag("--resume", options->resume, "Go on with the optimizer state that the last `lathe train` left");
+  app.add_flag("--materialize", options->materialize, "Replace shards that are symbolic links by copies");
   app.add_flag("--quiet", options->quiet, "No progress bar");
   return [options] {
     const auto interrupt = [](int) { interrupted = true; };

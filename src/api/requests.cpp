@@ -246,6 +246,16 @@ Result<DetokenizeRequest> parse_detokenize(std::string_view body) {
   return request;
 }
 
+Result<std::optional<int64_t>> parse_rollback(std::string_view body) {
+  if (body.empty()) return std::optional<int64_t>();
+  const Json json = LATHE_TRY(parse_object(body));
+  Fields fields(json);
+  const auto version = fields.integer("version", 0, INT64_MAX);
+  fields.refuse_unknown();
+  LATHE_TRY(fields.status());
+  return version;
+}
+
 Result<LearnRequest> parse_learn(std::string_view body) {
   const Json json = LATHE_TRY(parse_object(body));
   Fields fields(json);

@@ -73,6 +73,9 @@ struct LearnRequest {
   bool wait = true;
 };
 
+// The version whose weights to put back; nothing: the one before. An empty body will do.
+Result<std::optional<int64_t>> parse_rollback(std::string_view body);
+
 Result<ChatRequest> parse_chat(std::string_view body);
 Result<CompletionRequest> parse_completion(std::string_view body);
 Result<TokenizeRequest> parse_tokenize(std::string_view body);

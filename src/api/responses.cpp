@@ -237,11 +237,14 @@ std::string version_list(const std::vector<store::Version>& versions, int64_t li
 }
 
 std::string sync_body(const SyncResult& r) {
-  return dump({{"object", "sync"},
-               {"version", r.version},
-               {"bytes_written", r.bytes_written},
-               {"shards_written", r.shards_written},
-               {"seconds", r.seconds}});
+  Json json = {{"object", r.restores ? "rollback" : "sync"}, {"version", r.version}};
+  if (r.restores) json["restores"] = *r.restores;
+  json["delta_bytes"] = r.delta_bytes;
+  json["bytes_written"] = r.bytes_written;
+  json["shards_written"] = r.shards_written;
+  json["durable_seconds"] = r.durable_seconds;
+  json["seconds"] = r.seconds;
+  return dump(json);
 }
 
 std::string health_body(const Health& h) {

@@ -80,11 +80,15 @@ std::string job_body(const store::Job& job);
 std::string job_list(const std::vector<store::Job>& jobs);
 std::string version_list(const std::vector<store::Version>& versions, int64_t live, int64_t on_disk);
 
+// Of a sync or a rollback.
 struct SyncResult {
   int64_t version = 0;
-  uint64_t bytes_written = 0;
+  std::optional<int64_t> restores;  // of a rollback: whose weights these are
+  uint64_t delta_bytes = 0;         // of the delta file; 0 if there was nothing to do
+  uint64_t bytes_written = 0;       // into shards
   int64_t shards_written = 0;
-  double seconds = 0;
+  double durable_seconds = 0;  // until the version could no longer be lost
+  double seconds = 0;          // until the shards held it
 };
 std::string sync_body(const SyncResult& result);
 

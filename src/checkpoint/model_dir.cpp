@@ -72,12 +72,18 @@ const TensorInfo* ModelDir::find(std::string_view name) const {
 }
 
 Status ModelDir::read(std::string_view name, std::span<std::byte> out) const {
+  const TensorInfo* info = find(name);
+  if (info && out.size() != info->size()) return internal("read() of " + info->name + " into a buffer of another size");
+  return read(name, 0, out);
+}
+
+Status ModelDir::read(std::string_view name, uint64_t offset, std::span<std::byte> out) const {
   const auto found = by_name_.find(name);
   if (found == by_name_.end()) return not_found("there is no tensor " + std::string(name));
   const Shard& shard = shards_[found->second.first];
   const TensorInfo& info = shard.header.tensors[found->second.second];
-  if (out.size() != info.size()) return internal("read() of " + info.name + " into a buffer of another size");
-  return shard.data->read_at(shard.header.data_offset + info.begin, out);
+  if (offset > info.size() || out.size() > info.size() - offset) return internal("read() past the end of " + info.name);
+  return shard.data->read_at(shard.header.data_offset + info.begin + offset, out);
 }
 
 }  // namespace lathe::checkpoint

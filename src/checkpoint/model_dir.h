@@ -33,6 +33,8 @@ class ModelDir {
   const TensorInfo* find(std::string_view name) const;
   // Copies a tensor's bytes; `out` must have exactly its size.
   Status read(std::string_view name, std::span<std::byte> out) const;
+  // Copies the part of a tensor's bytes that begins at `offset`.
+  Status read(std::string_view name, uint64_t offset, std::span<std::byte> out) const;
 
  private:
   Status add_shard(io::Env& env, const std::string& directory, const std::string& file);

@@ -1,261 +1,237 @@
 #include "checkpoint/sync.h"
 
 #include <algorithm>
-#include <cstring>
-#include <nlohmann/json.hpp>
-#include <set>
-#include <vector>
-
-#include "checkpoint/model_dir.h"
+#include <chrono>
 
 namespace lathe::checkpoint {
 namespace {
 
-using Json = nlohmann::json;
+using Clock = std::chrono::steady_clock;
 
-constexpr size_t kBlock = size_t{4} << 20;
-constexpr uint64_t kSpareBytes = 16 << 20;  // free space to leave
-constexpr const char* kNew = ".lathe-new";
+constexpr size_t kWindow = 256;  // tiles compared before the changed ones among them are encoded, from a warm cache
 
-// The names under a model directory, in one place.
-struct Paths {
-  std::string model, lathe, previous, intent, version, lock;
-  explicit Paths(const std::string& directory)
-      : model(directory + "/"),
-        lathe(model + ".lathe"),
-        previous(lathe + "/previous"),
-        intent(lathe + "/install.json"),
-        version(lathe + "/version.json"),
-        lock(lathe + "/lock") {}
-  std::string shard(const std::string& file) const { return model + file; }
-  std::string new_shard(const std::string& file) const { return model + file + kNew; }
-  std::string previous_shard(const std::string& file) const { return previous + "/" + file; }
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+int64_t now_ms() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+// A new version on its way: what it follows, where its weights are, and its number.
+struct Step {
+  io::Env& env;
+  const History& history;
+  const WeightSource& source;
+  int64_t version = 0;
+  const SyncOptions& options;
 };
 
-// A set of shards that is about to take the place of those with the same names.
-struct Intent {
-  std::vector<std::string> shards;
-  DirectoryVersion after;
-};
-
-Json to_json(const DirectoryVersion& v) {
-  Json json = {{"version", v.version}};
-  if (v.previous) json["previous"] = *v.previous;
-  return json;
-}
-
-Result<Json> read_json(io::Env& env, const std::string& path) {
-  const std::string text = LATHE_TRY(io::read_text(env, path));
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || !json.contains("version") || !json["version"].is_number_integer()) {
-    return corruption(path + " is damaged; move it away to start a new history");
-  }
-  return json;
-}
-
-DirectoryVersion version_of(const Json& json) {
-  DirectoryVersion v{.version = json["version"].get<int64_t>()};
-  if (json.contains("previous") && json["previous"].is_number_integer()) v.previous = json["previous"].get<int64_t>();
-  return v;
-}
-
-// Steps behind the point of no return. Each can be repeated: a shard whose new file is gone was already moved.
-Status finish_install(io::Env& env, const Paths& paths, const Intent& intent) {
-  LATHE_TRY(env.create_directories(paths.previous));
-  for (const std::string& file : intent.shards) {
-    if (!LATHE_TRY(env.exists(paths.new_shard(file)))) continue;
-    const std::string keep = paths.previous_shard(file) + kNew;
-    LATHE_TRY(remove_if_there(env, keep));
-    LATHE_TRY(env.link(paths.shard(file), keep));
-    LATHE_TRY(env.rename(keep, paths.previous_shard(file)));
-    LATHE_TRY(env.sync_directory(paths.previous));
-    LATHE_TRY(env.rename(paths.new_shard(file), paths.shard(file)));
-    LATHE_TRY(env.sync_directory(paths.model));
-  }
-  // Shards kept from an earlier install belong to another version than the ones just kept.
-  const std::set<std::string> kept(intent.shards.begin(), intent.shards.end());
-  for (const std::string& file : LATHE_TRY(env.list(paths.previous))) {
-    if (!kept.contains(file)) LATHE_TRY(env.remove(paths.previous_shard(file)));
-  }
-  LATHE_TRY(io::write_text_atomically(env, paths.version, to_json(intent.after).dump()));
-  LATHE_TRY(env.remove(paths.intent));
-  return env.sync_directory(paths.lathe);
-}
-
-// The new shards are durable under their temporary names; writing the intent is the point of no return.
-Status install(io::Env& env, const Paths& paths, const Intent& intent) {
-  LATHE_TRY(env.sync_directory(paths.model));
-  Json json = to_json(intent.after);
-  json["shards"] = intent.shards;
-  LATHE_TRY(io::write_text_atomically(env, paths.intent, json.dump()));
-  return finish_install(env, paths, intent);
-}
-
-// A failure before the intent: the old files are untouched, the new ones are litter.
-Error abandon(io::Env& env, const Paths& paths, const std::vector<std::string>& shards, const Error& error) {
-  for (const std::string& file : shards) {
-    const Status removed = remove_if_there(env, paths.new_shard(file));
-    if (!removed.ok()) return error.at("sync failed, and " + paths.new_shard(file) + " could not be removed");
-  }
-  return error;
-}
-
-// Calls visit(tensor, block, live block) over all tensor bytes of a shard; either side of the pair may be written.
-Status for_each_block(
-    const Shard& shard, const LiveTensor& live,
-    const std::function<Status(std::span<const std::byte> disk, std::span<const std::byte> now)>& visit) {
-  std::vector<std::byte> block;
-  for (const TensorInfo& info : shard.header.tensors) {
-    const auto bytes = live(info.name);
-    if (bytes && bytes->size() != info.size()) {
-      return internal("live tensor " + info.name + " has " + std::to_string(bytes->size()) + " bytes, " +
-                      std::to_string(info.size()) + " on disk");
-    }
-    for (uint64_t done = 0; done < info.size(); done += kBlock) {
-      block.resize(std::min<uint64_t>(kBlock, info.size() - done));
-      LATHE_TRY(shard.data->read_at(shard.header.data_offset + info.begin + done, block));
-      const std::span<const std::byte> disk(block);
-      LATHE_TRY(visit(disk, bytes ? bytes->subspan(done, block.size()) : disk));
-    }
+Status refuse_links(io::Env& env, const Paths& paths) {
+  for (const std::string& name : LATHE_TRY(shard_names(env, paths.directory))) {
+    if (!LATHE_TRY(env.stat(paths.shard(name))).is_symlink) continue;
+    return unsupported(paths.shard(name) +
+                       " is a symbolic link, as in a Hugging Face cache; add --materialize to replace the links by "
+                       "copies, or copy the model to a directory of its own first (cp -rL)");
   }
   return {};
 }
 
-Result<bool> changed(const Shard& shard, const LiveTensor& live) {
-  bool differs = false;
-  LATHE_TRY(for_each_block(shard, live, [&](auto disk, auto now) -> Status {
-    differs = differs || std::memcmp(disk.data(), now.data(), disk.size()) != 0;
-    return {};
-  }));
-  return differs;
-}
-
-// The shard with live bytes, header unchanged, durable under its temporary name.
-Status write_new(io::Env& env, const Paths& paths, const Shard& shard, const LiveTensor& live) {
-  const auto out = LATHE_TRY(env.create(paths.new_shard(shard.file)));
-  std::vector<std::byte> header(shard.header.data_offset);
-  LATHE_TRY(shard.data->read_at(0, header));
-  LATHE_TRY(out->append(header));
-  LATHE_TRY(for_each_block(shard, live, [&](auto, auto now) { return out->append(now); }));
-  LATHE_TRY(out->sync());
-  return out->close();
-}
-
-Status check_writable(io::Env& env, const Paths& paths, const std::vector<const Shard*>& shards) {
-  uint64_t needed = kSpareBytes;
-  for (const Shard* shard : shards) {
-    if (LATHE_TRY(env.stat(paths.shard(shard->file))).is_symlink) {
-      return unsupported(
-          paths.shard(shard->file) +
-          " is a symbolic link, as in a Hugging Face cache; copy the model to a directory of its own first (cp -rL)");
-    }
-    needed += shard->data->size();
-  }
-  const uint64_t free = LATHE_TRY(env.free_space(paths.model));
-  if (free < needed) {
-    return Error{Code::kIo,
-                 "the disk of " + paths.model + " has " + std::to_string(free >> 20) + " MiB free; a sync needs " +
-                     std::to_string(needed >> 20) + " MiB beside the old files",
-                 ENOSPC};
+Status add_tiles(const Step& step, DeltaWriter& writer, const FileSource& shards) {
+  const WeightState& before = step.history.head().state;
+  const TileLoader load = [&](TileId id, std::span<std::byte> scratch_before,
+                              std::span<std::byte> scratch_after) -> Result<TileBytes> {
+    return TileBytes{.before = LATHE_TRY(shards.read(id, scratch_before)),
+                     .after = LATHE_TRY(step.source.read(id, scratch_after))};
+  };
+  const ApplyOptions& options = step.options.apply;
+  const uint64_t tiles = before.tiles();
+  for (size_t at = 0; at < tiles;) {
+    const std::vector<TileId> changed = LATHE_TRY(changed_tiles(step.source, before, kWindow, options.threads, at));
+    LATHE_TRY(writer.add(changed, load));
+    if (options.progress) options.progress("comparing", at * kTileBytes, tiles * kTileBytes);
   }
   return {};
+}
+
+// The whole delta, durable under a name that recovery takes for litter.
+Result<DeltaReport> write_delta(const Step& step, const std::string& path) {
+  LATHE_TRY(io::remove_if_there(step.env, path));  // never goes on with a file whose sync may have failed
+  const auto file = LATHE_TRY(step.env.create(path));
+  const Applied& head = step.history.head();
+  DeltaWriter writer = LATHE_TRY(DeltaWriter::create(*file, head.state,
+                                                     {.from_version = head.version,
+                                                      .to_version = step.version,
+                                                      .time_ms = now_ms(),
+                                                      .threads = step.options.apply.threads}));
+  const FileSource shards = LATHE_TRY(FileSource::open(step.env, step.history.paths().directory, head.state));
+  LATHE_TRY(add_tiles(step, writer, shards));
+  const std::string record = to_json(step.options.record);
+  LATHE_TRY(writer.attach(kRecordName, std::as_bytes(std::span(record))));
+  for (const Attachment& attachment : step.options.attachments) {
+    LATHE_TRY(writer.begin_attachment(attachment.name));
+    LATHE_TRY(attachment.write([&](std::span<const std::byte> bytes) { return writer.append_attachment(bytes); }));
+  }
+  DeltaReport report = LATHE_TRY(writer.finish());
+  LATHE_TRY(file->sync());
+  LATHE_TRY(file->close());
+  return report;
+}
+
+// From temporary file to version. What fails before the rename leaves nothing behind.
+Result<DeltaReport> make_durable(const Step& step) {
+  const Paths& paths = step.history.paths();
+  const std::string path = paths.delta(step.history.head().version, step.version), temporary = path + kNew;
+  const auto prepared = [&]() -> Result<DeltaReport> {
+    DeltaReport report = LATHE_TRY(write_delta(step, temporary));
+    const bool equal = report.tiles_changed == 0 && !step.options.even_if_equal;
+    const DeltaReader delta = LATHE_TRY(DeltaReader::open(step.env, temporary));
+    LATHE_TRY(check_room(step.env, paths, delta, step.options.apply));
+    if (!equal) {
+      LATHE_TRY(step.env.rename(temporary, path));
+    } else {
+      LATHE_TRY(step.env.remove(temporary));
+    }
+    return report;
+  }();
+  if (!prepared.ok()) {
+    // The failure is what is reported; what cannot be removed now is removed by recovery.
+    [[maybe_unused]] const Status removed = io::remove_if_there(step.env, temporary);
+    return prepared;
+  }
+  LATHE_TRY(step.env.sync_directory(paths.deltas));  // the durable point
+  return prepared;
+}
+
+// The version asked for is not new. If it is the one the shards hold, all is done: an earlier call failed behind its
+// durable point, and recovery finished it.
+Result<SyncReport> already_there(const Step& step) {
+  const Applied& head = step.history.head();
+  const SyncReport report{
+      .version = head.version, .previous = head.version, .root = head.state.root(), .tiles = head.state.tiles()};
+  size_t at = 0;
+  const auto changed = LATHE_TRY(changed_tiles(step.source, head.state, report.tiles, step.options.apply.threads, at));
+  if (step.version == head.version && changed.empty()) return report;
+  return Error{Code::kConflict,
+               step.history.paths().directory + " holds version " + std::to_string(head.version) + " already"};
+}
+
+// What was made durable, or found to be there already. The sources hold the shards open, and with them the room that
+// replaced files take: they must be gone before the shards are brought up to date.
+struct Made {
+  SyncReport report;
+  std::optional<DeltaReader> delta;  // nothing: no version was made
+};
+
+Result<Made> make_version(const Step& step) {
+  const auto begin = Clock::now();
+  const Paths& paths = step.history.paths();
+  const int64_t previous = step.history.head().version;
+  if (step.version <= previous) return Made{.report = LATHE_TRY(already_there(step))};
+  LATHE_TRY(io::create_directory_durably(step.env, paths.lathe));
+  LATHE_TRY(io::create_directory_durably(step.env, paths.deltas));
+  const DeltaReport written = LATHE_TRY(make_durable(step));
+  Made made{.report = {.version = previous,
+                       .previous = previous,
+                       .restores = step.options.record.restores,
+                       .root = written.info.to_root,
+                       .tiles_changed = written.tiles_changed,
+                       .tiles = step.history.head().state.tiles(),
+                       .durable_seconds = seconds_since(begin)}};
+  if (written.tiles_changed > 0 || step.options.even_if_equal) {
+    made.report.version = step.version;
+    made.report.delta_bytes = written.file_bytes;
+    made.delta = LATHE_TRY(DeltaReader::open(step.env, paths.delta(previous, step.version)));
+  }
+  return made;
+}
+
+Result<SyncReport> bring_up(io::Env& env, const History& history, Made made, const SyncOptions& options) {
+  SyncReport& report = made.report;
+  if (!made.delta) return report;
+  const auto begin = Clock::now();
+  Applied applied = history.head();
+  ApplyReport shards;
+  LATHE_TRY(apply(env, history.paths(), *made.delta, applied, options.apply, shards)
+                .at("version " + std::to_string(report.version) +
+                    " is durable, but the shards could not be brought up to it; the next lathe command does it"));
+  report.bytes_written = shards.bytes_written;
+  report.shards_rewritten = shards.shards_rewritten;
+  report.shards_in_place = shards.shards_in_place;
+  report.seconds = report.durable_seconds + seconds_since(begin);
+  return report;
 }
 
 }  // namespace
 
-Result<std::unique_ptr<io::FileLock>> lock_directory(io::Env& env, const std::string& directory) {
-  const Paths paths(directory);
-  if (!LATHE_TRY(env.exists(directory))) return not_found("there is no model directory " + directory);
-  LATHE_TRY(env.create_directories(paths.lathe));
-  auto lock = env.lock(paths.lock, io::IfLocked::kFail);
-  if (!lock.ok() && lock.error().code == Code::kConflict) {
-    return Error{Code::kConflict, "another lathe process works on " + directory + "; stop it, or talk to its server"};
-  }
-  return lock;
+Result<SyncReport> sync(io::Env& env, const std::string& directory, const TensorReader& tensors,
+                        std::optional<int64_t> version, const SyncOptions& options) {
+  const auto lock = LATHE_TRY(lock_history(env, directory));
+  LATHE_TRY(options.materialize ? materialize(env, Paths(directory)) : refuse_links(env, Paths(directory)));
+  const History history = LATHE_TRY(History::open(env, directory, options.apply));
+  auto made = [&]() -> Result<Made> {
+    const TensorSource source = LATHE_TRY(TensorSource::open(env, directory, history.head().state, tensors));
+    return make_version({env, history, source, version.value_or(history.head().version + 1), options});
+  }();
+  if (!made.ok()) return made.error();
+  return bring_up(env, history, std::move(made).value(), options);
 }
 
-Result<DirectoryVersion> read_version(io::Env& env, const std::string& directory) {
-  const Paths paths(directory);
-  if (!LATHE_TRY(env.exists(paths.version))) return DirectoryVersion{};
-  const Json json = LATHE_TRY(read_json(env, paths.version));
-  return version_of(json);
+Result<SyncReport> rollback(io::Env& env, const std::string& directory, std::optional<int64_t> target,
+                            std::optional<int64_t> version, const SyncOptions& options) {
+  const auto lock = LATHE_TRY(lock_history(env, directory));
+  LATHE_TRY(options.materialize ? materialize(env, Paths(directory)) : refuse_links(env, Paths(directory)));
+  const History history = LATHE_TRY(History::open(env, directory, options.apply));
+  if (!target && history.deltas().empty())
+    return not_found(directory + " has no version before this one to go back to");
+  const int64_t wanted = target ? *target : history.deltas().back().from;
+
+  SyncOptions restoring = options;
+  restoring.even_if_equal = true;
+  restoring.record.kind = "rollback";
+  restoring.record.restores = wanted;
+  restoring.attachments.clear();
+  if (const DeltaFile* delta = history.leading_to(wanted)) {
+    const DeltaReader* reader = LATHE_TRY(history.reader(*delta));
+    if (const DeltaAttachment* state = reader->find_attachment(kOptimizerName)) {
+      restoring.attachments.push_back({.name = kOptimizerName, .write = [reader, state](const Attachment::Sink& sink) {
+                                         return reader->read_attachment(*state, sink);
+                                       }});
+    }
+  }
+  auto made = [&]() -> Result<Made> {
+    const VersionSource source = LATHE_TRY(history.at(wanted));
+    return make_version({env, history, source, version.value_or(history.head().version + 1), restoring});
+  }();
+  if (!made.ok()) return made.error();
+  return bring_up(env, history, std::move(made).value(), restoring);
 }
 
-namespace {
-
-// Temporary files that nothing will ask for any more.
-Status remove_litter(io::Env& env, const std::string& directory, const std::string& ending) {
-  if (!LATHE_TRY(env.exists(directory))) return {};
-  for (const std::string& file : LATHE_TRY(env.list(directory))) {
-    if (file.ends_with(ending)) LATHE_TRY(env.remove(directory + "/" + file));
+Result<DirectoryTensors> DirectoryTensors::open(io::Env& env, const std::string& directory, const std::string& like) {
+  DirectoryTensors out(LATHE_TRY(ModelDir::open(env, directory)));
+  const ModelDir model = LATHE_TRY(ModelDir::open(env, like));
+  for (const Shard& shard : model.shards()) {
+    for (const TensorInfo& info : shard.header.tensors) {
+      const TensorInfo* other = out.dir_.find(info.name);
+      if (!other) return invalid_argument(directory + " has no tensor " + info.name + ", which " + like + " has");
+      if (other->dtype != info.dtype || other->shape != info.shape) {
+        return invalid_argument("tensor " + info.name + " has another shape or dtype in " + directory + " than in " +
+                                like);
+      }
+    }
   }
-  return {};
+  return out;
 }
 
-Result<Intent> read_intent(io::Env& env, const Paths& paths) {
-  const Json json = LATHE_TRY(read_json(env, paths.intent));
-  if (!json.contains("shards") || !json["shards"].is_array()) return corruption(paths.intent + " is damaged");
-  Intent intent{.after = version_of(json)};
-  for (const Json& file : json["shards"]) {
-    if (!file.is_string()) return corruption(paths.intent + " is damaged");
-    intent.shards.push_back(file.get<std::string>());
-  }
-  return intent;
+std::optional<uint64_t> DirectoryTensors::size(std::string_view tensor) const {
+  const TensorInfo* info = dir_.find(tensor);
+  if (!info) return std::nullopt;
+  return info->size();
 }
 
-}  // namespace
-
-Status recover(io::Env& env, const std::string& directory) {
-  const Paths paths(directory);
-  if (LATHE_TRY(env.exists(paths.intent))) {
-    const Intent intent = LATHE_TRY(read_intent(env, paths));
-    LATHE_TRY(finish_install(env, paths, intent).at("finishing an interrupted sync"));
-  }
-  // Without an intent new shards are litter; with one they have just been moved.
-  LATHE_TRY(remove_litter(env, directory, std::string(".safetensors") + kNew));
-  LATHE_TRY(remove_litter(env, paths.lathe, kNew));
-  return remove_litter(env, paths.previous, kNew);
-}
-
-Result<SyncReport> sync(io::Env& env, const std::string& directory, const LiveTensor& live, int64_t version) {
-  const Paths paths(directory);
-  const DirectoryVersion before = LATHE_TRY(read_version(env, directory));
-  SyncReport report{.now = before};
-  const ModelDir dir = LATHE_TRY(ModelDir::open(env, directory));
-  std::vector<const Shard*> shards;
-  for (const Shard& shard : dir.shards()) {
-    if (LATHE_TRY(changed(shard, live))) shards.push_back(&shard);
-  }
-  if (shards.empty() && version == before.version) return report;
-  LATHE_TRY(check_writable(env, paths, shards));
-  LATHE_TRY(env.create_directories(paths.lathe));
-
-  Intent intent{.after = {.version = version, .previous = before.version}};
-  for (const Shard* shard : shards) {
-    intent.shards.push_back(shard->file);
-    const Status written = write_new(env, paths, *shard, live);
-    if (!written.ok()) return abandon(env, paths, intent.shards, written.error());
-    report.bytes_written += shard->data->size();
-  }
-  report.shards_written = static_cast<int64_t>(shards.size());
-  LATHE_TRY(install(env, paths, intent));
-  report.now = intent.after;
-  return report;
-}
-
-Result<SyncReport> rollback(io::Env& env, const std::string& directory) {
-  const Paths paths(directory);
-  const DirectoryVersion before = LATHE_TRY(read_version(env, directory));
-  if (!before.previous) return not_found(directory + " has no previous version to go back to");
-  Intent intent{.shards = LATHE_TRY(env.list(paths.previous)),
-                .after = {.version = before.version + 1, .previous = before.version}};
-  SyncReport report{.now = intent.after, .shards_written = static_cast<int64_t>(intent.shards.size())};
-  for (const std::string& file : intent.shards) {
-    LATHE_TRY(remove_if_there(env, paths.new_shard(file)));
-    LATHE_TRY(env.link(paths.previous_shard(file), paths.new_shard(file)));
-  }
-  LATHE_TRY(install(env, paths, intent));
-  return report;
+Status DirectoryTensors::read(std::string_view tensor, uint64_t offset, std::span<std::byte> out) const {
+  return dir_.read(tensor, offset, out);
 }
 
 }  // namespace lathe::checkpoint

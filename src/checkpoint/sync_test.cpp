@@ -1,198 +1,297 @@
 #include "checkpoint/sync.h"
 
-#include <functional>
-
+#include "checkpoint/journal.h"
 #include "checkpoint/test_dir.h"
+#include "checkpoint/test_model.h"
 
 namespace lathe::checkpoint {
 namespace {
 
-// The real file system until operation `limit`; from then on every operation fails, as after a crash or on a dead disk.
-class StoppingEnv final : public io::Env {
- public:
-  StoppingEnv(int limit, int error) : limit_(limit), error_(error) {}
-  int operations() const { return count_; }
+constexpr const char* kDir = "/models/m";
 
-  Result<std::unique_ptr<io::RandomAccessFile>> open_read(const std::string& p) override { return real_.open_read(p); }
-  Result<std::unique_ptr<io::MappedFile>> map(const std::string& p) override { return real_.map(p); }
-  Result<io::FileStat> stat(const std::string& p) override { return real_.stat(p); }
-  Result<std::vector<std::string>> list(const std::string& p) override { return real_.list(p); }
-  Result<uint64_t> free_space(const std::string& p) override { return real_.free_space(p); }
-  Result<std::unique_ptr<io::FileLock>> lock(const std::string& p, io::IfLocked w) override { return real_.lock(p, w); }
-  Result<std::unique_ptr<io::InPlaceFile>> open_in_place(const std::string& p) override {
-    return real_.open_in_place(p);
+class SyncTest : public ::testing::Test {
+ protected:
+  SyncTest() {
+    write_model(env_, kDir, small_model("0"));
+    env_.make_durable();
   }
-  Result<std::string> read_link(const std::string& p) override { return real_.read_link(p); }
-  Status symlink(const std::string& a, const std::string& b) override { return real_.symlink(a, b); }
-  Status remove_directory(const std::string& p) override { return real_.remove_directory(p); }
-  Status rename(const std::string& a, const std::string& b) override {
-    return step([&] { return real_.rename(a, b); });
+  Result<SyncReport> sync_to(const std::string& fill, std::optional<int64_t> version = {}, SyncOptions options = {}) {
+    return sync(env_, kDir, MemoryTensors(small_model(fill)), version, on_one_thread(std::move(options)));
   }
-  Status link(const std::string& a, const std::string& b) override {
-    return step([&] { return real_.link(a, b); });
-  }
-  Status remove(const std::string& p) override {
-    return step([&] { return real_.remove(p); });
-  }
-  Status create_directories(const std::string& p) override {
-    return step([&] { return real_.create_directories(p); });
-  }
-  Status sync_directory(const std::string& p) override {
-    return step([&] { return real_.sync_directory(p); });
-  }
-  Result<std::unique_ptr<io::WritableFile>> create(const std::string& p) override {
-    LATHE_TRY(step([] { return Status(); }));
-    auto file = LATHE_TRY(real_.create(p));
-    return std::unique_ptr<io::WritableFile>(std::make_unique<File>(*this, std::move(file)));
-  }
+  std::string now() { return contents(env_, kDir); }
+  int64_t version() { return read_version(env_, kDir).value(); }
 
- private:
-  struct File final : io::WritableFile {
-    File(StoppingEnv& e, std::unique_ptr<io::WritableFile> f) : env(e), file(std::move(f)) {}
-    Status append(std::span<const std::byte> bytes) override {
-      // A write that stops half way leaves half of its bytes.
-      if (env.count_ + 1 == env.limit_) LATHE_TRY(file->append(bytes.first(bytes.size() / 2)));
-      return env.step([&] { return file->append(bytes); });
-    }
-    Status sync() override {
-      return env.step([&] { return file->sync(); });
-    }
-    Status close() override {
-      return env.step([&] { return file->close(); });
-    }
-    StoppingEnv& env;
-    std::unique_ptr<io::WritableFile> file;
-  };
-
-  Status step(const std::function<Status()>& work) {
-    if (++count_ >= limit_) return io_error("stopped", error_);
-    return work();
-  }
-
-  io::Env& real_ = io::posix_env();
-  int limit_, error_, count_ = 0;
+  io::FaultEnv env_;
 };
 
-LiveTensor filled(char fill) {
-  auto bytes = std::make_shared<std::vector<std::byte>>(100, static_cast<std::byte>(fill));
-  return [bytes](std::string_view) { return std::optional<std::span<const std::byte>>(*bytes); };
-}
-
-int64_t version(const TestDir& dir) {
-  return read_version(io::posix_env(), dir.path())->version;
-}
-
-bool has_litter(const TestDir& dir) {
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(dir.path())) {
-    if (entry.path().string().find(".lathe-new") != std::string::npos || entry.path().filename() == "install.json")
-      return true;
-  }
-  return false;
-}
-
-TEST(Sync, WritesChangedShardsOnlyAndKnowsItsVersion) {
-  const TestDir dir;
-  dir.two_shards('0');
-  const auto other = std::make_shared<std::vector<std::byte>>(100, std::byte{'1'});
-  const LiveTensor only_c = [&](std::string_view name) -> std::optional<std::span<const std::byte>> {
-    if (name == "c") return *other;
-    return std::nullopt;  // not live: stays as it is on disk
-  };
-  const auto report = sync(io::posix_env(), dir.path(), only_c, 7);
+TEST_F(SyncTest, MakesAVersionOfWhatDiffers) {
+  const auto report = sync_to("1", 7);
   ASSERT_TRUE(report.ok()) << report.error().message;
-  EXPECT_EQ(report->shards_written, 1);
-  EXPECT_EQ(dir.contents(), "001");
-  EXPECT_EQ(version(dir), 7);
-  EXPECT_FALSE(has_litter(dir));
+  EXPECT_EQ(report->version, 7);
+  EXPECT_EQ(report->previous, 0);
+  EXPECT_EQ(report->tiles_changed, 3U);
+  EXPECT_EQ(report->tiles, 6U) << "three headers, three data tiles";
+  EXPECT_EQ(now(), contents(small_model("1")));
+  EXPECT_EQ(version(), 7);
+  EXPECT_TRUE(litter(env_, kDir).empty());
+  EXPECT_EQ(hash_files(env_, kDir, shard_names(env_, kDir).value())->root(), report->root);
 }
 
-TEST(Sync, RollbackIsAVersionAndCanBeUndone) {
-  const TestDir dir;
-  dir.two_shards('0');
-  io::Env& env = io::posix_env();
-  EXPECT_EQ(rollback(env, dir.path()).error().code, Code::kNotFound);
-  ASSERT_TRUE(sync(env, dir.path(), filled('1'), 1).ok());
-  ASSERT_TRUE(sync(env, dir.path(), filled('2'), 2).ok());
-  ASSERT_TRUE(rollback(env, dir.path()).ok());
-  EXPECT_EQ(dir.contents(), "111");
-  EXPECT_EQ(version(dir), 3);
-  ASSERT_TRUE(rollback(env, dir.path()).ok());
-  EXPECT_EQ(dir.contents(), "222");
-  EXPECT_EQ(version(dir), 4);
+TEST_F(SyncTest, TensorsThatAreNotLiveStayAsTheyAre) {
+  const TestModel only_d = {{"", "d", std::string(600, '1')}};
+  const auto report = sync(env_, kDir, MemoryTensors(only_d), 1);
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  TestModel expected = small_model("0");
+  expected[3].bytes = only_d[0].bytes;
+  EXPECT_EQ(now(), contents(expected));
+  EXPECT_EQ(report->tiles_changed, 1U);
 }
 
-// `act` takes the directory from `before` to `after`. It is stopped at every one of its operations in turn; recovery,
-// itself stopped at every one of its own, must end in one of the two states, the version must say which, and nothing
-// may be left over.
-void stop_everywhere(const std::string& before, const std::string& after, int64_t version_after,
-                     const std::function<void(const TestDir&)>& prepare,
-                     const std::function<Status(io::Env&, const std::string&)>& act) {
-  int states = 0, finished = 0;
-  for (int limit = 1, done = 0; !done; ++limit) {
-    for (int recovery_limit = 1, recovered = 0; !recovered; ++recovery_limit) {
-      const TestDir dir;
-      prepare(dir);
-      StoppingEnv stopping(limit, EIO);
-      done = act(stopping, dir.path()).ok();
-      StoppingEnv stopping_recovery(recovery_limit, EIO);
-      recovered = recover(stopping_recovery, dir.path()).ok();
-      ASSERT_TRUE(recover(io::posix_env(), dir.path()).ok());
-      const std::string contents = dir.contents();
-      ASSERT_TRUE(contents == before || contents == after)
-          << contents << " after stopping at operation " << limit << " and " << recovery_limit;
-      ASSERT_EQ(version(dir) == version_after, contents == after) << "operation " << limit;
-      ASSERT_FALSE(has_litter(dir)) << "operation " << limit;
-      finished += contents == after;
-      ++states;
-    }
-  }
-  EXPECT_GT(finished, 0);
-  EXPECT_LT(finished, states);
-  std::printf("%d states, %d ended in the new version\n", states, finished);
+TEST_F(SyncTest, NothingDiffersNoVersion) {
+  const auto report = sync_to("0");
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  EXPECT_EQ(report->version, 0);
+  EXPECT_EQ(version(), 0);
+  const auto asked = sync_to("0", 5, {.even_if_equal = true});
+  ASSERT_TRUE(asked.ok()) << asked.error().message;
+  EXPECT_EQ(version(), 5);
+  EXPECT_EQ(asked->bytes_written, 0U);
 }
 
-TEST(Sync, StoppedAtAnyOperationTheDirectoryIsWhollyOldOrNew) {
-  stop_everywhere(
-      "000", "111", 1, [](const TestDir& dir) { dir.two_shards('0'); },
-      [](io::Env& env, const std::string& path) -> Status {
-        const auto report = sync(env, path, filled('1'), 1);
-        return report.ok() ? Status() : Status(report.error());
-      });
+TEST_F(SyncTest, VersionsOnlyGrow) {
+  ASSERT_TRUE(sync_to("1", 7).ok());
+  EXPECT_EQ(sync_to("2", 7).error().code, Code::kConflict);
+  EXPECT_EQ(sync_to("2", 3).error().code, Code::kConflict);
+  EXPECT_TRUE(sync_to("1", 7).ok()) << "what is there already is there";
+  EXPECT_EQ(sync_to("2")->version, 8);
 }
 
-TEST(Sync, SoItIsWhenRollingBack) {
-  const auto prepare = [](const TestDir& dir) {
-    dir.two_shards('0');
-    ASSERT_TRUE(sync(io::posix_env(), dir.path(), filled('1'), 1).ok());
-  };
-  stop_everywhere("111", "000", 2, prepare, [](io::Env& env, const std::string& path) -> Status {
-    const auto report = rollback(env, path);
-    return report.ok() ? Status() : Status(report.error());
-  });
+TEST_F(SyncTest, SmallChangesAreWrittenInPlaceAndLargeOnesAnew) {
+  ASSERT_TRUE(env_.link(std::string(kDir) + "/model-3.safetensors", "/models/probe").ok());
+  const auto first = sync_to("01", 1, {.apply = {.rewrite_above = 2}});
+  ASSERT_TRUE(first.ok()) << first.error().message;
+  EXPECT_EQ(first->shards_in_place, 1);
+  EXPECT_EQ(first->shards_rewritten, 0);
+  EXPECT_EQ(first->bytes_written, kBlockBytes) << "one block of one shard";
+  EXPECT_EQ(now(), contents(small_model("01")));
+  const auto second = sync_to("02");
+  ASSERT_TRUE(second.ok()) << second.error().message;
+  EXPECT_EQ(second->shards_rewritten, 1) << "its one data tile is most of the shard";
+  EXPECT_EQ(now(), contents(small_model("02")));
 }
 
-TEST(Sync, AFullDiskLeavesTheOldFilesAndNoLitter) {
-  for (int limit = 2; limit < 12; ++limit) {
-    const TestDir dir;
-    dir.two_shards('0');
-    StoppingEnv full(limit, ENOSPC);
-    const auto report = sync(full, dir.path(), filled('1'), 1);
-    ASSERT_FALSE(report.ok());
-    EXPECT_EQ(report.error().native, ENOSPC);
-    ASSERT_TRUE(recover(io::posix_env(), dir.path()).ok());
-    EXPECT_EQ(dir.contents(), "000");
-    EXPECT_FALSE(has_litter(dir));
-  }
+TEST_F(SyncTest, AShardWithTwoNamesIsNeverWrittenInPlace) {
+  const std::string shard = std::string(kDir) + "/model-2.safetensors";
+  ASSERT_TRUE(env_.link(shard, "/models/published").ok());
+  const std::string before = io::read_text(env_, shard).value();
+  ASSERT_TRUE(sync_to("01", 1, {.apply = {.rewrite_above = 2}}).ok());
+  EXPECT_EQ(io::read_text(env_, "/models/published").value(), before);
+  EXPECT_EQ(now(), contents(small_model("01")));
 }
 
-TEST(Sync, RefusesSymbolicLinks) {
-  const TestDir dir;
-  dir.shard("blob", {"a"}, '0');
-  std::filesystem::create_symlink(dir.path() + "/blob", dir.path() + "/model.safetensors");
-  const auto report = sync(io::posix_env(), dir.path(), filled('1'), 1);
+TEST_F(SyncTest, RefusesSymbolicLinksUnlessToldToCopy) {
+  const std::string shard = std::string(kDir) + "/model-1.safetensors";
+  ASSERT_TRUE(env_.rename(shard, "/models/blob").ok());
+  ASSERT_TRUE(env_.symlink("../blob", shard).ok());
+  const std::string blob = io::read_text(env_, "/models/blob").value();
+  const auto refused = sync_to("1");
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, Code::kUnsupported);
+  EXPECT_NE(refused.error().message.find("model-1.safetensors is a symbolic link"), std::string::npos);
+  EXPECT_NE(refused.error().message.find("--materialize"), std::string::npos);
+  EXPECT_EQ(now(), contents(small_model("0")));
+
+  const auto copied = sync_to("1", 1, {.materialize = true});
+  ASSERT_TRUE(copied.ok()) << copied.error().message;
+  EXPECT_FALSE(env_.stat(shard)->is_symlink);
+  EXPECT_EQ(now(), contents(small_model("1")));
+  EXPECT_EQ(io::read_text(env_, "/models/blob").value(), blob) << "the cache's blob is others' too";
+}
+
+TEST_F(SyncTest, AFullDiskIsMetWhileTheDirectoryIsWhole) {
+  env_.set_capacity(1 << 20);
+  const auto report = sync_to("1");
   ASSERT_FALSE(report.ok());
-  EXPECT_NE(report.error().message.find("symbolic link"), std::string::npos);
-  EXPECT_EQ(dir.contents(), "0");
+  EXPECT_EQ(report.error().native, ENOSPC);
+  EXPECT_NE(report.error().message.find("MiB free"), std::string::npos);
+  EXPECT_EQ(now(), contents(small_model("0")));
+  EXPECT_EQ(version(), 0);
+  EXPECT_TRUE(litter(env_, kDir).empty());
+}
+
+TEST_F(SyncTest, WithoutRoomForNewShardsTheOldOnesAreWrittenInPlace) {
+  ASSERT_TRUE(History::open(env_, kDir).ok());
+  leave_little_room(env_);
+  const auto report = sync_to("1");
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  EXPECT_EQ(report->shards_in_place, 3);
+  EXPECT_EQ(report->shards_rewritten, 0);
+  EXPECT_EQ(now(), contents(small_model("1")));
+}
+
+TEST_F(SyncTest, ADirectoryThatSomebodyElseChangedIsNotWrittenTo) {
+  ASSERT_TRUE(sync_to("1", 1).ok());
+  env_.damage(std::string(kDir) + "/model-2.safetensors", 5000, std::byte{1});
+  const std::string damaged = now();
+  const auto report = sync_to("2", 2);
+  ASSERT_FALSE(report.ok());
+  EXPECT_NE(report.error().message.find("model-2.safetensors tile 1"), std::string::npos) << report.error().message;
+  EXPECT_EQ(now(), damaged);
+  EXPECT_EQ(version(), 1);
+}
+
+TEST_F(SyncTest, ATensorOfAnotherSizeIsNamed) {
+  const auto report = sync(env_, kDir, MemoryTensors({{"", "c", "short"}}), {});
+  ASSERT_FALSE(report.ok());
+  EXPECT_NE(report.error().message.find("tensor c has 5 bytes, 9000"), std::string::npos) << report.error().message;
+}
+
+TEST_F(SyncTest, TakesAnotherDirectorysWeights) {
+  // Other shards, other order: only names, shapes and dtypes must agree.
+  TestModel other = small_model("1");
+  for (TestTensor& tensor : other) tensor.shard = "model.safetensors";
+  std::swap(other[0], other[3]);
+  write_model(env_, "/models/other", other);
+  const auto tensors = DirectoryTensors::open(env_, "/models/other", kDir);
+  ASSERT_TRUE(tensors.ok()) << tensors.error().message;
+  ASSERT_TRUE(sync(env_, kDir, *tensors, {}).ok());
+  EXPECT_EQ(now(), contents(small_model("1")));
+
+  other.pop_back();
+  write_model(env_, "/models/smaller", other);
+  const auto refused = DirectoryTensors::open(env_, "/models/smaller", kDir);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.error().message.find("no tensor a"), std::string::npos) << refused.error().message;
+}
+
+TEST_F(SyncTest, VersionZeroIsDurableWhoeverWroteIt) {
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    io::FaultEnv env(env_);
+    const auto shard = env.open_in_place(std::string(kDir) + "/model-2.safetensors");
+    const std::string lately(4000, 'x');
+    ASSERT_TRUE((*shard)->write_at(2000, std::as_bytes(std::span(lately))).ok());
+    ASSERT_TRUE(History::open(env, kDir, {.threads = 1}).ok());
+    io::RandomChoices choices(seed);
+    const auto later = env.after_power_loss(choices);
+    const auto checked = verify(*later, kDir, 1);
+    ASSERT_TRUE(checked.ok()) << checked.error().message;
+    ASSERT_TRUE(checked->damages.empty()) << seed;
+  }
+}
+
+TEST_F(SyncTest, AttachmentsBelongToTheVersion) {
+  const Attachment state{.name = kOptimizerName, .write = [](const Attachment::Sink& sink) {
+                           return sink(std::as_bytes(std::span("moments", 7)));
+                         }};
+  ASSERT_TRUE(sync_to("1", 1, {.record = {.kind = "train", .note = "a run"}, .attachments = {state}}).ok());
+  ASSERT_TRUE(sync_to("2", 2).ok());
+  ASSERT_TRUE(rollback(env_, kDir, 1).ok());
+  const History history = History::open(env_, kDir).value();
+  for (const int64_t version : {1, 3}) {
+    const DeltaReader* delta = history.reader(*history.leading_to(version)).value();
+    ASSERT_TRUE(delta->find_attachment(kOptimizerName)) << version;
+    EXPECT_EQ(delta->attachment_text(*delta->find_attachment(kOptimizerName)).value(), "moments");
+  }
+  const DeltaReader* first = history.reader(*history.leading_to(1)).value();
+  const auto record = parse_record(first->attachment_text(*first->find_attachment(kRecordName)).value());
+  EXPECT_EQ(record.kind, "train");
+  EXPECT_EQ(record.note, "a run");
+}
+
+TEST_F(SyncTest, RollbackIsAVersionAndCanBeUndone) {
+  EXPECT_EQ(rollback(env_, kDir, {}).error().code, Code::kNotFound);
+  ASSERT_TRUE(sync_to("1", 1).ok());
+  ASSERT_TRUE(sync_to("2", 2).ok());
+  const auto back = rollback(env_, kDir, {});
+  ASSERT_TRUE(back.ok()) << back.error().message;
+  EXPECT_EQ(now(), contents(small_model("1")));
+  EXPECT_EQ(back->version, 3);
+  ASSERT_TRUE(rollback(env_, kDir, {}).ok());
+  EXPECT_EQ(now(), contents(small_model("2")));
+  ASSERT_TRUE(rollback(env_, kDir, 0).ok());
+  EXPECT_EQ(now(), contents(small_model("0")));
+  EXPECT_EQ(version(), 5);
+  const auto unknown = rollback(env_, kDir, 17);
+  EXPECT_EQ(unknown.error().code, Code::kNotFound);
+  EXPECT_NE(unknown.error().message.find("there are 0, 1, 2, 3, 4, 5"), std::string::npos) << unknown.error().message;
+}
+
+TEST_F(SyncTest, TheStateFileCanBeFoundOutFromTheShards) {
+  ASSERT_TRUE(sync_to("1", 1).ok());
+  ASSERT_TRUE(sync_to("2", 2).ok());
+  const std::string path = Paths(kDir).state, whole = io::read_text(env_, path).value();
+  for (const char* damage : {"", "{", "{\"format\":\"lathe state 1\",\"version\":2,\"files\":[{}]}"}) {
+    write_file(env_, path, damage);
+    const auto history = History::open(env_, kDir);
+    ASSERT_TRUE(history.ok()) << history.error().message;
+    EXPECT_EQ(history->head().version, 2);
+    EXPECT_EQ(io::read_text(env_, path).value(), whole);
+  }
+  ASSERT_TRUE(env_.remove(path).ok());
+  EXPECT_EQ(History::open(env_, kDir)->head().version, 2);
+  write_file(env_, path, "{\"format\":\"lathe state 2\"}");
+  EXPECT_EQ(History::open(env_, kDir).error().code, Code::kUnsupported);
+}
+
+TEST_F(SyncTest, AMissingDeltaIsNamed) {
+  for (const char* fill : {"1", "2", "3"}) ASSERT_TRUE(sync_to(fill).ok());
+  ASSERT_TRUE(env_.remove(Paths(kDir).delta(1, 2)).ok());
+  const auto broken = History::open(env_, kDir);
+  ASSERT_FALSE(broken.ok());
+  EXPECT_NE(broken.error().message.find("from version 1 to version 2"), std::string::npos) << broken.error().message;
+}
+
+TEST(SyncOnDisk, ManyTilesManyThreads) {
+  const TestDir dir;
+  io::Env& env = io::posix_env();
+  TestModel model = {{"model.safetensors", "a", std::string(9'000'000, 'a')},
+                     {"model.safetensors", "b", std::string(3'333'333, 'b')}};
+  write_model(env, dir.path(), model);
+  model[0].bytes[1'234'567] = 'x';
+  model[1].bytes.replace(1'000'000, 100'000, 100'000, 'y');
+  const auto report = sync(env, dir.path(), MemoryTensors(model), 1);
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  EXPECT_EQ(report->shards_in_place, 1);
+  EXPECT_EQ(report->bytes_written, 4096U + 25 * 4096) << "a byte, and 100 000 bytes";
+  EXPECT_EQ(contents(env, dir.path()), contents(model));
+  const auto whole = verify(env, dir.path(), 0);
+  ASSERT_TRUE(whole.ok());
+  EXPECT_TRUE(whole->damages.empty());
+  ASSERT_TRUE(rollback(env, dir.path(), 0).ok());
+  model[0].bytes[1'234'567] = 'a';
+  model[1].bytes.replace(1'000'000, 100'000, 100'000, 'b');
+  EXPECT_EQ(contents(env, dir.path()), contents(model));
+}
+
+TEST(Journal, IsReadAsWrittenAndDamageIsSeen) {
+  io::FaultEnv env;
+  const Paths paths("/m");
+  ASSERT_TRUE(env.create_directories(paths.lathe).ok());
+  EXPECT_FALSE(read_journal(env, paths).value());
+  const Journal journal{
+      .from_version = 3,
+      .to_version = 9,
+      .file = "model.safetensors",
+      .blocks = {{.offset = 4096, .bytes = std::vector<std::byte>(100, std::byte{7})}, {.offset = 9000, .bytes = {}}}};
+  ASSERT_TRUE(write_journal(env, paths, journal).ok());
+  const auto read = read_journal(env, paths);
+  ASSERT_TRUE(read.ok() && *read);
+  EXPECT_EQ((*read)->to_version, 9);
+  EXPECT_EQ((*read)->file, journal.file);
+  ASSERT_EQ((*read)->blocks.size(), 2U);
+  EXPECT_EQ((*read)->blocks[0].bytes, journal.blocks[0].bytes);
+  std::vector<std::byte> bytes(300);
+  (*read)->lay_over(4000, bytes);
+  EXPECT_EQ(bytes[95], std::byte{0});
+  EXPECT_EQ(bytes[96], std::byte{7});
+  EXPECT_EQ(bytes[195], std::byte{7});
+  EXPECT_EQ(bytes[196], std::byte{0});
+  const size_t size = io::read_text(env, paths.journal)->size();
+  for (size_t at = 0; at < size; ++at) {
+    env.damage(paths.journal, at, std::byte{0x10});
+    ASSERT_FALSE(read_journal(env, paths).ok()) << "byte " << at;
+    env.damage(paths.journal, at, std::byte{0x10});
+  }
 }
 
 TEST(Lock, OneProcessPerDirectory) {
@@ -202,6 +301,7 @@ TEST(Lock, OneProcessPerDirectory) {
   const auto second = lock_directory(io::posix_env(), dir.path());
   ASSERT_FALSE(second.ok());
   EXPECT_EQ(second.error().code, Code::kConflict);
+  EXPECT_EQ(lock_directory(io::posix_env(), dir.path() + "/none").error().code, Code::kNotFound);
 }
 
 }  // namespace

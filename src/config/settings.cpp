@@ -81,6 +81,9 @@ void add_learning_options(CLI::App& app, Settings& s) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
       ->group(group);
+  app.add_flag("--materialize", s.materialize,
+               "Replace shards that are symbolic links (a Hugging Face cache) by copies at the first sync")
+      ->group(group);
 }
 
 }  // namespace lathe::config

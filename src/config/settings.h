@@ -38,6 +38,7 @@ struct Settings {
   bool train_embeddings = true;
   int64_t max_learning = 16;   // jobs queued; beyond, 429
   int64_t sync_seconds = 600;  // how often changed weights become durable; 0: only on demand and at shutdown
+  bool materialize = false;    // replace shards that are symbolic links by copies, instead of refusing to sync
 };
 
 // Options for every field, grouped for --help.

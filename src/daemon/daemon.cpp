@@ -39,6 +39,32 @@ class Signals {
   sigset_t set_;
 };
 
+// Finishes what a crash interrupted.
+Result<int64_t> recovered_version(io::Env& env, const std::string& directory) {
+  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
+  LATHE_TRY(checkpoint::recover(env, directory));
+  return checkpoint::read_version(env, directory);
+}
+
+// The file that tells `lathe sync MODEL_DIR` where to ask. Not worth failing for: --server says it as well.
+class Announcement {
+ public:
+  Announcement(io::Env& env, const std::string& directory, const config::Settings& settings, int port)
+      : env_(env), path_(checkpoint::Paths(directory).server) {
+    const bool any = settings.host == "0.0.0.0" || settings.host == "::";
+    const std::string url = "http://" + (any ? "127.0.0.1" : settings.host) + ":" + std::to_string(port);
+    const Status written = io::write_text_atomically(env_, path_, "{\"url\": \"" + url + "\"}");
+    if (!written.ok()) log::warning(written.error().message);
+  }
+  ~Announcement() { [[maybe_unused]] const Status removed = io::remove_if_there(env_, path_); }
+  Announcement(const Announcement&) = delete;
+  Announcement& operator=(const Announcement&) = delete;
+
+ private:
+  io::Env& env_;
+  std::string path_;
+};
+
 std::string name_of(const std::string& directory) {
   auto path = std::filesystem::path(directory).lexically_normal();
   if (path.filename().empty()) path = path.parent_path();
@@ -54,13 +80,12 @@ Status serve(const std::string& directory, config::Settings settings, const std:
   const c10::Device device = LATHE_TRY(gpu::open(settings.device));
   if (settings.compute_threads > 0) at::set_num_threads(settings.compute_threads);
   const auto lock = LATHE_TRY(checkpoint::lock_directory(env, directory));
-  LATHE_TRY(checkpoint::recover(env, directory));
-  const checkpoint::DirectoryVersion on_disk = LATHE_TRY(checkpoint::read_version(env, directory));
+  const int64_t on_disk = LATHE_TRY(recovered_version(env, directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, directory));
   model::LoadedModel loaded = LATHE_TRY(model::load_model(env, directory, {.device = device}));
   const auto store = LATHE_TRY(store::Store::open(directory + "/.lathe/lathe.db"));
   log::info("loaded " + directory + ": " + std::to_string(loaded.store->element_count() / 1'000'000) +
-            " M parameters on " + device.str() + ", version " + std::to_string(on_disk.version));
+            " M parameters on " + device.str() + ", version " + std::to_string(on_disk));
 
   weights::Gate gate;
   engine::Engine engine(
@@ -81,6 +106,7 @@ Status serve(const std::string& directory, config::Settings settings, const std:
     std::jthread serving([&](std::stop_token stop) { engine.run(stop); });
     std::jthread teaching([&](std::stop_token stop) { last_sync = learner.run(stop); });
     LATHE_TRY(server.start());  // leaving here stops and joins both threads
+    const Announcement announcement(env, directory, settings, server.port());
     ready(server.port());
     signals.wait();
     signals.release();

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "checkpoint/model_dir.h"
 #include "gpu/device.h"
+#include "weights/live_tensors.h"
 
 namespace lathe::daemon {
 namespace {
@@ -21,15 +22,15 @@ const Error kStopping{Code::kUnavailable, "the server is shutting down"};
 }  // namespace
 
 Learner::Learner(model::LoadedModel& loaded, weights::Gate& gate, store::Store& store, io::Env& env,
-                 std::string directory, const config::Settings& settings, checkpoint::DirectoryVersion on_disk)
+                 std::string directory, const config::Settings& settings, int64_t on_disk)
     : loaded_(loaded), gate_(gate), store_(store), env_(env), directory_(std::move(directory)), settings_(settings) {
   optimizer_.train_embeddings = settings.train_embeddings;
   const auto method = optim::parse_method(settings.optimizer);
   if (method.ok()) optimizer_.method = *method;
-  version_ = synced_version_ = on_disk.version;
+  version_ = synced_version_ = on_disk;
   // Versions that were committed and never synced are gone with the process that made them; their numbers stay used.
   const auto latest = store.latest_version();
-  last_number_ = std::max(on_disk.version, latest.ok() ? *latest : 0);
+  last_number_ = std::max(on_disk, latest.ok() ? *latest : 0);
 }
 
 int64_t Learner::queued() const {
@@ -76,13 +77,17 @@ Result<api::SyncResult> Learner::sync() {
   return wait_for<api::SyncResult>([this] { return sync_now(); });
 }
 
-Result<api::SyncResult> Learner::roll_back() {
-  return wait_for<api::SyncResult>([this] { return roll_back_now(); });
+Result<api::SyncResult> Learner::roll_back(std::optional<int64_t> target) {
+  return wait_for<api::SyncResult>([this, target] { return roll_back_now(target); });
 }
 
-bool Learner::sync_is_due() const {
-  return settings_.sync_seconds > 0 && version_ != synced_version_ &&
-         seconds_since(last_sync_) >= static_cast<double>(settings_.sync_seconds);
+void Learner::sync_if_due() {
+  if (settings_.sync_seconds == 0 || version_ == synced_version_ ||
+      seconds_since(last_sync_) < static_cast<double>(settings_.sync_seconds)) {
+    return;
+  }
+  const auto synced = sync_now();
+  if (!synced.ok()) log::error("sync failed, will be tried again: " + synced.error().message);
 }
 
 Status Learner::run(std::stop_token stop) {
@@ -99,9 +104,7 @@ Status Learner::run(std::stop_token stop) {
       }
     }
     if (work) work();
-    if (!sync_is_due()) continue;
-    const auto synced = sync_now();
-    if (!synced.ok()) log::error("sync failed, will be tried again: " + synced.error().message);
+    sync_if_due();
   }
   std::deque<Work> left;
   {
@@ -153,7 +156,8 @@ Result<api::LearnResult> Learner::teach(const LearnTask& task, std::stop_token s
     if (step > 0 && loss < task.until_loss) break;
     const train::StepReport report = LATHE_TRY(trainer.commit(std::move(proposal)));
     version_ = ++last_number_;
-    ++result.steps;
+    unsynced_jobs_ += result.steps++ == 0;
+    ++unsynced_steps_;
     const auto& total = report.commit.total;
     const double fraction =
         static_cast<double>(total.changed) / static_cast<double>(std::max<int64_t>(total.elements, 1));
@@ -165,6 +169,7 @@ Result<api::LearnResult> Learner::teach(const LearnTask& task, std::stop_token s
                                   .loss = loss,
                                   .learning_rate = task.options.learning_rate,
                                   .changed_fraction = fraction}));
+    sync_if_due();
   }
   result.loss_after = LATHE_TRY(trainer.evaluate(task.examples, task.options)).loss;
   result.version = version_;
@@ -172,43 +177,62 @@ Result<api::LearnResult> Learner::teach(const LearnTask& task, std::stop_token s
   return result;
 }
 
-Result<api::SyncResult> Learner::sync_now() {
-  const auto begin = Clock::now();
-  last_sync_ = begin;
-  // This thread is the only writer, so the weights are still while it copies them, and serving goes on.
-  weights::PartReader reader;
-  const checkpoint::LiveTensor live = [&](std::string_view name) -> std::optional<std::span<const std::byte>> {
-    const weights::Part* part = loaded_.store->find_part(name);
-    if (!part) return std::nullopt;
-    return reader.bytes(*part);
-  };
-  api::SyncResult result{.version = version_};
-  if (version_ == synced_version_) return result;
-  const checkpoint::SyncReport report = LATHE_TRY(checkpoint::sync(env_, directory_, live, version_));
-  synced_version_ = version_.load();
-  LATHE_TRY(store_.mark_synced(version_));
-  result.bytes_written = report.bytes_written;
-  result.shards_written = report.shards_written;
-  result.seconds = seconds_since(begin);
-  log::info("synced version " + std::to_string(result.version) + ": " + std::to_string(result.bytes_written >> 20) +
-            " MiB in " + std::to_string(result.seconds) + " s");
-  return result;
+namespace {
+
+api::SyncResult result_of(const checkpoint::SyncReport& report) {
+  return {.version = report.version,
+          .restores = report.restores,
+          .delta_bytes = report.delta_bytes,
+          .bytes_written = report.bytes_written,
+          .shards_written = report.shards_rewritten + report.shards_in_place,
+          .durable_seconds = report.durable_seconds,
+          .seconds = report.seconds};
 }
 
-Result<api::SyncResult> Learner::roll_back_now() {
+std::string megabytes(uint64_t bytes) {
+  return std::to_string(bytes / 1'000'000) + " MB";
+}
+
+}  // namespace
+
+// This thread is the only writer, so the weights are still while their tiles are hashed and the changed ones read, and
+// serving goes on. A correction has an optimizer of its own, which ends with it: no state of it belongs to the version.
+Result<api::SyncResult> Learner::sync_now() {
+  last_sync_ = Clock::now();
+  if (version_ == synced_version_) return api::SyncResult{.version = version_};
+  checkpoint::SyncOptions options{.record = {.kind = "learn",
+                                             .note = std::to_string(unsynced_jobs_) + " corrections, " +
+                                                     std::to_string(unsynced_steps_) + " steps"},
+                                  .materialize = settings_.materialize,
+                                  .even_if_equal = true};
+  const checkpoint::SyncReport report =
+      LATHE_TRY(checkpoint::sync(env_, directory_, weights::LiveTensors(*loaded_.store), version_, options));
+  synced_version_ = version_.load();
+  unsynced_jobs_ = unsynced_steps_ = 0;
+  LATHE_TRY(store_.mark_synced(version_));
+  log::info("synced version " + std::to_string(report.version) + ": " + megabytes(report.delta_bytes) + " durable in " +
+            std::to_string(report.durable_seconds) + " s, " + megabytes(report.bytes_written) + " of shards in " +
+            std::to_string(report.seconds) + " s");
+  return result_of(report);
+}
+
+Result<api::SyncResult> Learner::roll_back_now(std::optional<int64_t> target) {
   // What is only in memory becomes durable first, so that rolling back can itself be undone.
   LATHE_TRY(sync_now());
   const auto begin = Clock::now();
-  const checkpoint::SyncReport report = LATHE_TRY(checkpoint::rollback(env_, directory_));
+  const checkpoint::SyncReport report = LATHE_TRY(checkpoint::rollback(env_, directory_, target, last_number_ + 1));
   const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env_, directory_));
   {
     const weights::Gate::Exclusive alone(gate_);
     LATHE_TRY(loaded_.store->reload(dir));
-    version_ = synced_version_ = report.now.version;
-    last_number_ = std::max(last_number_, report.now.version);
+    version_ = synced_version_ = last_number_ = report.version;
   }
   LATHE_TRY(store_.add_version({.version = version_, .synced = true}));
-  return api::SyncResult{.version = version_, .shards_written = report.shards_written, .seconds = seconds_since(begin)};
+  api::SyncResult result = result_of(report);
+  result.seconds = seconds_since(begin);
+  log::info("rolled back to the weights of version " + std::to_string(report.restores.value_or(0)) + " as version " +
+            std::to_string(report.version));
+  return result;
 }
 
 }  // namespace lathe::daemon

@@ -43,17 +43,17 @@ struct LearnTask {
 
 class Learner {
  public:
-  // All references outlive the learner. `on_disk` is what the directory holds and the weights were loaded from.
+  // All references outlive the learner. `on_disk` is the version the directory holds and the weights were loaded from.
   Learner(model::LoadedModel& loaded, weights::Gate& gate, store::Store& store, io::Env& env, std::string directory,
-          const config::Settings& settings, checkpoint::DirectoryVersion on_disk);
+          const config::Settings& settings, int64_t on_disk);
 
   // Queues a job and stores it. kExhausted when the queue is full. The future holds the job once it is finished.
   Result<std::future<store::Job>> submit(LearnTask task, const std::string& request_json);
 
-  // Make the live weights durable; go back to the directory's previous version (live weights too). Both wait their
-  // turn.
+  // Make the live weights durable; go back to the weights of a version on disk, the live weights too (nothing: of the
+  // version before). Both wait their turn.
   Result<api::SyncResult> sync();
-  Result<api::SyncResult> roll_back();
+  Result<api::SyncResult> roll_back(std::optional<int64_t> target);
 
   int64_t version() const { return version_.load(); }
   int64_t synced_version() const { return synced_version_.load(); }
@@ -70,8 +70,9 @@ class Learner {
   store::Job learn(const LearnTask& task, std::stop_token stop);
   Result<api::LearnResult> teach(const LearnTask& task, std::stop_token stop);
   Result<api::SyncResult> sync_now();
-  Result<api::SyncResult> roll_back_now();
-  bool sync_is_due() const;
+  Result<api::SyncResult> roll_back_now(std::optional<int64_t> target);
+  // Every sync_seconds, between two steps of a long job as well. A failure is logged, and the next turn tries again.
+  void sync_if_due();
   template <class T>
   Result<T> wait_for(std::function<Result<T>()> work);
 
@@ -90,7 +91,8 @@ class Learner {
 
   std::stop_token stop_;  // of run(); teaching thread only
   std::chrono::steady_clock::time_point last_sync_ = std::chrono::steady_clock::now();
-  int64_t last_number_ = 0;  // highest version number ever given; teaching thread only
+  int64_t unsynced_jobs_ = 0, unsynced_steps_ = 0;  // teaching thread only
+  int64_t last_number_ = 0;                         // highest version number ever given; teaching thread only
   std::atomic<int64_t> version_{0};
   std::atomic<int64_t> synced_version_{0};
 };

@@ -72,8 +72,10 @@ void Service::add_routes(http::Server& server) {
     return result.ok() ? http::Response{.body = api::sync_body(*result)} : respond(result.error());
   };
   server.route("POST", "/v1/sync", [this, sync_response](const Request&) { return sync_response(learner_.sync()); });
-  server.route("POST", "/v1/rollback",
-               [this, sync_response](const Request&) { return sync_response(learner_.roll_back()); });
+  server.route("POST", "/v1/rollback", [this, sync_response](const Request& request) {
+    const auto target = api::parse_rollback(request.body);
+    return target.ok() ? sync_response(learner_.roll_back(*target)) : respond(target.error());
+  });
 }
 
 int64_t Service::context_limit() const {

@@ -1,5 +1,6 @@
 #include "io/env.h"
 
+#include <algorithm>
 #include <filesystem>
 
 namespace lathe::io {
@@ -44,7 +45,23 @@ Status remove_tree(Env& env, const std::string& path) {
 
 namespace {
 
+Status copy_contents(Env& env, const std::string& from, const std::string& to) {
+  constexpr uint64_t kPiece = uint64_t{4} << 20;
+  const auto source = LATHE_TRY(env.open_read(from));
+  LATHE_TRY(remove_if_there(env, to));
+  const auto target = LATHE_TRY(env.create(to));
+  std::vector<std::byte> buffer(std::min(kPiece, source->size()));
+  for (uint64_t offset = 0; offset < source->size(); offset += buffer.size()) {
+    const auto piece = std::span(buffer).first(std::min<uint64_t>(buffer.size(), source->size() - offset));
+    LATHE_TRY(source->read_at(offset, piece));
+    LATHE_TRY(target->append(piece));
+  }
+  LATHE_TRY(target->sync());
+  return target->close();
+}
+
 Status write_durably(Env& env, const std::string& path, std::string_view text) {
+  LATHE_TRY(remove_if_there(env, path));  // never goes on with a file whose sync may have failed
   const auto file = LATHE_TRY(env.create(path));
   LATHE_TRY(file->append(std::as_bytes(std::span(text))));
   LATHE_TRY(file->sync());
@@ -52,6 +69,14 @@ Status write_durably(Env& env, const std::string& path, std::string_view text) {
 }
 
 }  // namespace
+
+Status copy_file(Env& env, const std::string& from, const std::string& to) {
+  const Status copied = copy_contents(env, from, to);
+  // The failure is what is reported.
+  if (!copied.ok()) [[maybe_unused]]
+    const Status removed = remove_if_there(env, to);
+  return copied;
+}
 
 Status write_text_atomically(Env& env, const std::string& path, std::string_view text) {
   const std::string temporary = path + ".lathe-new";

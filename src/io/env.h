@@ -107,6 +107,10 @@ Status remove_if_there(Env& env, const std::string& path);
 // Removes a directory and all in it, without following links; none there is fine.
 Status remove_tree(Env& env, const std::string& path);
 
+// Copies a file's contents to the new file `to`, replacing it; links are followed. Contents are durable, the name is
+// not. On failure there is no `to`.
+Status copy_file(Env& env, const std::string& from, const std::string& to);
+
 // The directory that holds `path`; "." for a plain name.
 std::string parent_directory(const std::string& path);
 

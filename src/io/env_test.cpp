@@ -124,6 +124,8 @@ TEST_P(AnyEnv, SymbolicLinksAreFollowedSeenAndReplaced) {
   ASSERT_TRUE(env().symlink("one/two", at("link")).ok());
   EXPECT_EQ(read(env(), at("link/a")), "hello");
   EXPECT_EQ(*env().read_link(at("link")), "one/two");
+  ASSERT_TRUE(env().symlink("../two/a", at("one/two/self")).ok());
+  EXPECT_EQ(read(env(), at("link/self")), "hello");
   EXPECT_TRUE(env().stat(at("link"))->is_symlink);
   EXPECT_TRUE(env().stat(at("link"))->is_directory);
   ASSERT_TRUE(env().create_directories(at("three")).ok());

@@ -33,6 +33,15 @@ FaultDisk::FaultDisk() {
   nodes_[kRoot].kind = Kind::kDirectory;
 }
 
+FaultDisk::Inode FaultDisk::parent(Inode directory) const {
+  for (const auto& [inode, node] : nodes_) {
+    for (const auto& [name, child] : node.names) {
+      if (child == directory) return inode;
+    }
+  }
+  return kRoot;
+}
+
 Result<FaultDisk::Inode> FaultDisk::walk(Inode from, const std::string& path, bool follow, int depth) const {
   if (depth > kMaxLinks) return failed("cannot follow " + path, ELOOP);
   const std::vector<std::string> names = split(path);
@@ -40,6 +49,10 @@ Result<FaultDisk::Inode> FaultDisk::walk(Inode from, const std::string& path, bo
   for (size_t i = 0; i < names.size(); ++i) {
     const Node& directory = nodes_.at(node);
     if (directory.kind != Kind::kDirectory) return failed("cannot open " + path, ENOTDIR);
+    if (names[i] == "..") {
+      node = parent(node);
+      continue;
+    }
     const auto found = directory.names.find(names[i]);
     if (found == directory.names.end()) return failed("cannot open " + path, ENOENT);
     const Node& next = nodes_.at(found->second);

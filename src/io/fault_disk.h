@@ -88,6 +88,7 @@ class FaultDisk {
     Inode directory;
     std::string name;
   };
+  Inode parent(Inode directory) const;
   Result<Inode> walk(Inode from, const std::string& path, bool follow, int depth) const;
   Result<Place> place(const std::string& path) const;  // of a name that need not exist
   std::optional<Inode> at(const Place& place) const;

@@ -147,16 +147,4 @@ const Part* WeightStore::find_part(std::string_view checkpoint_name) const {
   return &parameters_[found->second.first].parts[found->second.second];
 }
 
-std::span<const std::byte> PartReader::bytes(const Part& part) {
-  const size_t size = part.data.nbytes();
-  if (part.data.is_cpu()) return {static_cast<const std::byte*>(part.data.const_data_ptr()), size};
-  if (!buffer_.defined() || buffer_.nbytes() < size) {
-    // Pinned, or the copy would go through one that is.
-    buffer_ = at::empty({static_cast<int64_t>(size)}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
-  }
-  const at::Tensor here = buffer_.narrow(0, 0, static_cast<int64_t>(size));
-  here.copy_(part.data.reshape({-1}).view(at::kByte));
-  return {static_cast<const std::byte*>(here.const_data_ptr()), size};
-}
-
 }  // namespace lathe::weights

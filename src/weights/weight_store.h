@@ -93,15 +93,4 @@ class WeightStore {
   int64_t byte_count_ = 0;
 };
 
-// The live bytes of parts, in checkpoint layout, one part after the other: where they lie, or copied from a GPU.
-// Memory: a buffer of the largest part read from a GPU.
-// Threads: one. It holds the Gate shared while reading, or is the only writer.
-class PartReader {
- public:
-  std::span<const std::byte> bytes(const Part& part);  // valid until the next call
-
- private:
-  at::Tensor buffer_;  // bytes, pinned
-};
-
 }  // namespace lathe::weights

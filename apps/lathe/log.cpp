@@ -1,0 +1,81 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/history.h"
+#include "commands.h"
+#include "history_command.h"
+
+namespace lathe::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Result<Json> entry(const checkpoint::History& history, const checkpoint::DeltaFile& delta) {
+  const checkpoint::DeltaReader* reader = LATHE_TRY(history.reader(delta));
+  checkpoint::VersionRecord record;
+  if (const auto* attachment = reader->find_attachment(checkpoint::kRecordName)) {
+    record = checkpoint::parse_record(LATHE_TRY(reader->attachment_text(*attachment)));
+  }
+  Json json = {{"version", delta.to},
+               {"previous", delta.from},
+               {"time_ms", reader->info().time_ms},
+               {"kind", record.kind},
+               {"note", record.note},
+               {"root", reader->info().to_root.hex()},
+               {"delta_bytes", reader->file_bytes()},
+               {"tiles_changed", reader->tiles().size()},
+               {"optimizer", reader->find_attachment(checkpoint::kOptimizerName) != nullptr}};
+  if (record.restores) json["restores"] = *record.restores;
+  return json;
+}
+
+Result<Json> read_log(const std::string& directory) {
+  io::Env& env = io::posix_env();
+  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
+  const auto applied = LATHE_TRY(checkpoint::recover(env, directory));
+  Json json = {{"version", applied ? applied->version : 0}, {"root", nullptr}, {"versions", Json::array()}};
+  if (!applied) return json;
+  const checkpoint::History history = LATHE_TRY(checkpoint::History::open(env, directory));
+  json["root"] = history.head().state.root().hex();
+  for (auto delta = history.deltas().rbegin(); delta != history.deltas().rend(); ++delta) {
+    json["versions"].push_back(LATHE_TRY(entry(history, *delta)));
+  }
+  if (!history.deltas().empty()) json["first"] = history.deltas().front().from;
+  return json;
+}
+
+void print(const Json& log) {
+  for (const Json& v : log["versions"]) {
+    const bool restores = v.contains("restores");
+    std::printf("%-8ld %s  %s  %10s  %s%s  %s\n", static_cast<long>(v["version"]), local_time(v["time_ms"]).c_str(),
+                v["root"].get<std::string>().substr(0, 12).c_str(), mebibytes(v["delta_bytes"]).c_str(),
+                v["kind"].get<std::string>().c_str(),
+                restores ? (" to " + std::to_string(v["restores"].get<int64_t>())).c_str() : "",
+                v["note"].get<std::string>().c_str());
+  }
+  if (log.contains("first")) {
+    std::printf("%-8ld what was there before\n", static_cast<long>(log["first"]));
+  } else {
+    std::printf("%-8ld no history yet\n", static_cast<long>(log["version"]));
+  }
+}
+
+}  // namespace
+
+Run add_log(CLI::App& app) {
+  struct Options {
+    std::string directory;
+    bool json = false;
+  };
+  const auto options = std::make_shared<Options>();
+  app.add_option("MODEL_DIR", options->directory, "The model directory")->required();
+  app.add_flag("--json", options->json, "Print the history as JSON");
+  return [options] {
+    return report(
+        "log", options->json, [&] { return read_log(options->directory); }, print);
+  };
+}
+
+}  // namespace lathe::cli

@@ -1,0 +1,58 @@
+#include "checkpoint/publish.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "commands.h"
+#include "history_command.h"
+
+namespace lathe::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Options {
+  std::string directory, link;
+  checkpoint::PublishOptions publish;
+  bool json = false;
+};
+
+Result<Json> publish(const Options& options) {
+  io::Env& env = io::posix_env();
+  const auto lock = LATHE_TRY(checkpoint::lock_history(env, options.directory));
+  ProgressBar bar;
+  const auto history = LATHE_TRY(checkpoint::History::open(env, options.directory, {.progress = bar.callback()}));
+  const checkpoint::PublishReport done = LATHE_TRY(checkpoint::publish(env, history, options.link, options.publish));
+  return Json{{"version", done.version},
+              {"directory", done.directory},
+              {"linked", done.linked},
+              {"copied", done.copied},
+              {"removed", done.removed}};
+}
+
+}  // namespace
+
+Run add_publish(CLI::App& app) {
+  const auto options = std::make_shared<Options>();
+  app.add_option("MODEL_DIR", options->directory, "The model directory; its server may be running")->required();
+  app.add_option("LINK", options->link,
+                 "What readers load: becomes a symbolic link to a complete, unchanging directory in LINK.generations")
+      ->required();
+  app.add_option("--keep", options->publish.keep, "Generations to keep, this one included")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  app.add_flag("--copy", options->publish.copy, "Copy the shards instead of linking them");
+  app.add_flag("--json", options->json, "Print the result as JSON");
+  return [options] {
+    return report(
+        "publish", options->json, [&] { return publish(*options); },
+        [&](const Json& done) {
+          std::printf("%s now leads to version %ld: %s\n", options->link.c_str(), static_cast<long>(done["version"]),
+                      done["directory"].get<std::string>().c_str());
+        });
+  };
+}
+
+}  // namespace lathe::cli

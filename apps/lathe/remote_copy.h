@@ -1,0 +1,38 @@
+// RemoteCopy: a copy of a model directory on another machine, reached by running `lathe receive` there through ssh.
+//
+// Threads: one. Protocol page: docs/protocols/push.md
+#pragma once
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "base/result.h"
+#include "checkpoint/push.h"
+#include "io/env.h"
+
+namespace lathe::cli {
+
+class RemoteCopy {
+ public:
+  // kUnavailable if the program there does not answer; the error has what it said.
+  static Result<RemoteCopy> connect(const std::string& ssh, const std::string& host, const std::string& lathe,
+                                    const std::string& directory);
+  RemoteCopy(RemoteCopy&&) noexcept;
+  ~RemoteCopy();
+
+  const checkpoint::CopyState& state() const;
+  // Returns once the copy has made the delta durable, applied it, and said what it is now.
+  Status send(const io::RandomAccessFile& delta, const checkpoint::Progress& progress);
+  // Ends the program there; its exit code must be 0.
+  Status finish();
+
+ private:
+  struct Process;
+  explicit RemoteCopy(std::unique_ptr<Process> process);
+  Status read_state();
+
+  std::unique_ptr<Process> process_;
+};
+
+}  // namespace lathe::cli

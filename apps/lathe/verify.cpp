@@ -1,0 +1,64 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/export.h"
+#include "commands.h"
+#include "history_command.h"
+
+namespace lathe::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json to_json(const checkpoint::Verification& checked) {
+  Json damages = Json::array();
+  for (const checkpoint::Damage& damage : checked.damages) {
+    damages.push_back({{"where", damage.where}, {"what", damage.what}});
+  }
+  return {{"version", checked.version}, {"root", checked.root.hex()}, {"bytes", checked.bytes},
+          {"tiles", checked.tiles},     {"deltas", checked.deltas},   {"damages", std::move(damages)}};
+}
+
+void print(const Json& checked) {
+  for (const Json& damage : checked["damages"]) {
+    std::printf("DAMAGED  %s: %s\n", damage["where"].get<std::string>().c_str(),
+                damage["what"].get<std::string>().c_str());
+  }
+  std::printf("%s  version %ld, root %s: %ld tiles and %ld deltas, %s read\n",
+              checked["damages"].empty() ? "ok" : "DAMAGED", static_cast<long>(checked["version"]),
+              checked["root"].get<std::string>().substr(0, 12).c_str(), static_cast<long>(checked["tiles"]),
+              static_cast<long>(checked["deltas"]), mebibytes(checked["bytes"]).c_str());
+}
+
+}  // namespace
+
+Run add_verify(CLI::App& app) {
+  struct Options {
+    std::string directory;
+    int threads = 0;
+    bool json = false;
+  };
+  const auto options = std::make_shared<Options>();
+  app.add_option("MODEL_DIR", options->directory, "The model directory")->required();
+  app.add_option("--threads", options->threads, "Threads; 0: one per core")->check(CLI::Range(0, 1024));
+  app.add_flag("--json", options->json, "Print what was found as JSON");
+  app.footer("Exit codes: 0 everything is what the history says; 1 something is damaged, or could not be read.");
+  return [options] {
+    bool damaged = false;
+    const int code = report(
+        "verify", options->json,
+        [&]() -> Result<Json> {
+          ProgressBar bar;
+          const auto checked =
+              LATHE_TRY(checkpoint::verify(io::posix_env(), options->directory, options->threads, bar.callback()));
+          damaged = !checked.damages.empty();
+          return to_json(checked);
+        },
+        print);
+    return damaged ? 1 : code;
+  };
+}
+
+}  // namespace lathe::cli

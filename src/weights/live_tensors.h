@@ -1,0 +1,23 @@
+// LiveTensors: the weights of a WeightStore as the checkpoint reads them, by tensor name and bytes.
+//
+// Threads: any, while nobody changes the weights: under the Gate, shared, or on the thread that is their only writer.
+// Memory: none; bytes are copied into the caller's memory, from whatever device they are on.
+#pragma once
+
+#include "checkpoint/source.h"
+#include "weights/weight_store.h"
+
+namespace lathe::weights {
+
+class LiveTensors final : public checkpoint::TensorReader {
+ public:
+  explicit LiveTensors(const WeightStore& store) : store_(store) {}  // outlives the reader
+
+  std::optional<uint64_t> size(std::string_view tensor) const override;
+  Status read(std::string_view tensor, uint64_t offset, std::span<std::byte> out) const override;
+
+ private:
+  const WeightStore& store_;
+};
+
+}  // namespace lathe::weights

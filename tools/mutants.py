@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""Breaks the checkpoint code on purpose, one line at a time, and sees whether a test notices. usage: mutants.py [NAME...]
+
+Each mutant is a replacement of text that occurs exactly once; it is made in a copy of the tree (build-mutants/), built and
+judged by the tests below in turn. Prints which test caught it; exit code 1 if one survived or no longer fits the code.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+COPY = REPOSITORY / "build-mutants"
+TESTS = ["sync_test", "history_test", "crash_test"]  # the fast ones first; of each, what it says first
+STATES = "30000"  # one pass over all operations of all scenarios
+
+# name: (file, old, new)
+MUTANTS = {
+    "delta: not synced before its rename": (
+        "sync.cpp", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;", "  LATHE_TRY(file->close());\n  return report;"),
+    "delta: renamed first, synced afterwards": (
+        "sync.cpp", "  LATHE_TRY(step.env.sync_directory(paths.deltas));  // the durable point\n",
+        "  LATHE_TRY(LATHE_TRY(step.env.open_in_place(path))->sync());\n", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;", "  return report;"),
+    "delta: its directory not synced": (
+        "sync.cpp", "  LATHE_TRY(step.env.sync_directory(paths.deltas));  // the durable point\n", ""),
+    "delta: a failed sync is tried again": (
+        "sync.cpp", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;",
+        "  if (!file->sync().ok()) LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;"),
+    "delta: the deltas' directory is not made durable": (
+        "sync.cpp", "  LATHE_TRY(io::create_directory_durably(step.env, paths.deltas));\n",
+        "  LATHE_TRY(step.env.create_directories(paths.deltas));\n",
+        "applied.cpp", "  LATHE_TRY(io::create_directory_durably(env, paths.deltas));\n", ""),
+    "sync: no question whether there is room": (
+        "sync.cpp", "    LATHE_TRY(check_room(step.env, paths, delta, step.options.apply));\n", ""),
+    "adopt: files that others wrote are not synced": (
+        "applied.cpp", "    LATHE_TRY(file->sync());\n", ""),
+    "adopt: .lathe is not made durable": (
+        "applied.cpp", "  LATHE_TRY(io::create_directory_durably(env, paths.lathe));\n", "  LATHE_TRY(env.create_directories(paths.lathe));\n",
+        "applied.cpp", "  LATHE_TRY(env.sync_directory(paths.directory));\n", "",
+        "sync.cpp", "  LATHE_TRY(io::create_directory_durably(step.env, paths.lathe));\n", ""),
+    "apply: a rewritten shard is not synced": (
+        "apply.cpp", "  LATHE_TRY(out->sync());\n", ""),
+    "apply: the shard is overwritten instead of replaced": (
+        "apply.cpp", "  const std::string path = paths_.shard(file.name) + kNew;\n  LATHE_TRY(io::remove_if_there(env_, path));  // never goes on with a file whose sync may have failed\n",
+        "  const std::string path = paths_.shard(file.name);\n",
+        "apply.cpp", "    LATHE_TRY(env_.rename(path + kNew, path));\n    ++report_", "    ++report_"),
+    "apply: names of shards not synced": (
+        "apply.cpp", "  LATHE_TRY(env.sync_directory(paths.directory));\n  Applied now", "  Applied now",
+        "apply.cpp", "  return env_.sync_directory(paths_.directory);\n", "  return {};\n"),
+    "apply: names of shards that a killed process renamed not synced": (
+        "apply.cpp", "  LATHE_TRY(env.sync_directory(paths.directory));\n  Applied now", "  Applied now"),
+    "apply: no journal": (
+        "apply.cpp", "  LATHE_TRY(write_journal(env_, paths_, journal));\n", ""),
+    "apply: journal written after the blocks": (
+        "apply.cpp", "  LATHE_TRY(write_journal(env_, paths_, journal));\n", "",
+        "apply.cpp", "  return file.sync();\n", "  LATHE_TRY(write_journal(env_, paths_, journal));\n  return file.sync();\n"),
+    "apply: blocks in place not synced": (
+        "apply.cpp", "  return file.sync();\n", "  return {};\n"),
+    "apply: a failed sync in place is tried again": (
+        "apply.cpp", "  return file.sync();\n", "  return file.sync().ok() ? Status() : file.sync();\n"),
+    "apply: the journal is not laid over a torn shard": (
+        "apply.cpp", "torn ? &*journal : nullptr", "nullptr"),
+    "apply: a shard with a journal is written in place again": (
+        "apply.cpp", "task.never_in_place |= journal && journal->file == delta.files()[task.file].name;", "static_cast<void>(task);"),
+    "apply: a journal of an earlier apply is believed": (
+        "apply.cpp", "  if (journal && (journal->from_version != from || journal->to_version != to)) journal.reset();  // of an apply that ended\n", "",
+        "apply.cpp", "  const int64_t from = delta.info().from_version, to = delta.info().to_version;\n", "  const int64_t to = delta.info().to_version;\n",
+        "apply.cpp", "  return io::remove_if_there(env, paths.journal);\n", "  return {};\n"),
+    "apply: what is there already is decoded again": (
+        "apply.cpp", "  if (hash == tile.after) return known;\n", ""),
+    "apply: hash before not looked at": (
+        "apply.cpp", "  if (hash != tile.before) {\n", "  if (false) {\n"),
+    "apply: published files are written in place": (
+        "apply.cpp", "task.never_in_place = stat.links > 1;", "static_cast<void>(stat.links);"),
+    "apply: the state is written before the shards": (
+        "apply.cpp", "  Applier applier(env, paths, delta, applied.state, options, report);\n",
+        "  LATHE_TRY(write_applied(env, paths, {.version = to, .state = after}));\n  Applier applier(env, paths, delta, applied.state, options, report);\n"),
+    "materialize: the link goes before the copy comes": (
+        "apply.cpp", "    LATHE_TRY(io::copy_file(env, path, path + kNew));\n",
+        "    LATHE_TRY(io::copy_file(env, path, path + kNew));\n    LATHE_TRY(env.remove(path));\n    LATHE_TRY(env.sync_directory(paths.directory));\n"),
+    "env: copies are not synced": (
+        "../io/env.cpp", "  LATHE_TRY(target->sync());\n", ""),
+    "env: small files are not synced before their rename": (
+        "../io/env.cpp", "  LATHE_TRY(file->sync());\n  return file->close();", "  return file->close();"),
+    "env: names of small files are not synced": (
+        "../io/env.cpp", "  return env.sync_directory(parent_directory(path));\n}\n\n}  // namespace lathe::io", "  return {};\n}\n\n}  // namespace lathe::io"),
+    "recovery: builds on names that are not durable": (
+        "history.cpp", "  if (LATHE_TRY(env.exists(paths.deltas))) LATHE_TRY(env.sync_directory(paths.deltas));\n", ""),
+    "recovery: litter stays": (
+        "history.cpp", "  LATHE_TRY(remove_litter(env, paths.deltas, kNew));\n", ""),
+    "recovery: pending deltas are not applied": (
+        "history.cpp", "    if (delta.to <= applied->version) continue;\n", "    continue;\n"),
+    "recovery: parts of a merge stay": (
+        "history.cpp", "    LATHE_TRY(env.remove(paths.delta(old.from, old.to)));\n", ""),
+    "prune: the merged delta is not synced": (
+        "prune.cpp", "  LATHE_TRY(file->sync());\n", ""),
+    "prune: the parts go first": (
+        "prune.cpp", "  if (written.ok()) written = env.rename(temporary, path);\n",
+        "  for (const DeltaFile& part : parts) LATHE_TRY(env.remove(paths.delta(part.from, part.to)));\n  if (written.ok()) written = env.rename(temporary, path);\n"),
+    "prune: a pushed version is merged away": (
+        "prune.cpp", "keep.insert(version);\n  PruneReport", "static_cast<void>(version);\n  PruneReport"),
+    "publish: the generation is not synced": (
+        "publish.cpp", "    return env_.sync_directory(directory);\n", "    return {};\n"),
+    "publish: the generation's name is not synced before the link": (
+        "publish.cpp", "    LATHE_TRY(env_.sync_directory(generations_));\n    LATHE_TRY(flip());", "    LATHE_TRY(flip());"),
+    "publish: the link is removed and made anew": (
+        "publish.cpp", "      LATHE_TRY(env_.rename(link_ + kNew, link_));\n",
+        "      LATHE_TRY(io::remove_if_there(env_, link_));\n      LATHE_TRY(env_.rename(link_ + kNew, link_));\n"),
+    "publish: shards keep their names": (
+        "publish.cpp", 'return shard.substr(0, at) + "-v" + std::to_string(version) + shard.substr(std::min(at, shard.size()));',
+        "return shard.substr(0, at) + (version < 0 ? std::string() : shard.substr(std::min(at, shard.size())));"),
+    "publish: the link's name is not synced": (
+        "publish.cpp", "    return env_.sync_directory(parent);\n", "    return {};\n"),
+    "push: what is received is not synced": (
+        "push.cpp", "  LATHE_TRY(file->sync());\n", ""),
+    "push: what is received is not verified": (
+        "push.cpp", "  LATHE_TRY(delta.verify());\n", ""),
+    "export: the directory is not synced before its rename": (
+        "export.cpp", "  return env.sync_directory(target);\n}\n\n}  // namespace", "  return {};\n}\n\n}  // namespace"),
+    "export: files are not synced": (
+        "export.cpp", "  LATHE_TRY(out->sync());\n", ""),
+}
+
+
+def edits(mutant):
+    """(file, old, new) triples; a pair without a file belongs to the file before."""
+    fields, file, out = list(mutant), None, []
+    while fields:
+        if fields[0].endswith(".cpp"):
+            file = fields.pop(0)
+        out.append((file, fields.pop(0), fields.pop(0)))
+    return out
+
+
+def run(*command, **options):
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def prepare():
+    """A copy of the tree as it is; files that did not change keep their times, so that little is built."""
+    listed = run("git", "-C", REPOSITORY, "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines()
+    for name in listed:
+        source, target = REPOSITORY / name, COPY / name
+        if not source.is_file() or (target.is_file() and target.read_bytes() == source.read_bytes()):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    if run("cmake", "--preset", "core", cwd=COPY).returncode != 0:
+        sys.exit("mutants: the copy cannot be configured")
+
+
+def build():
+    return run("cmake", "--build", "--preset", "core", "--target", *TESTS, cwd=COPY)
+
+
+def first_failure():
+    """The test that fails and what it says, or None."""
+    for test in TESTS:
+        arguments = ["--gtest_filter=-*Controls*"] if test == "crash_test" else []
+        try:
+            done = run(COPY / "build-core/src/checkpoint" / test, *arguments, timeout=600, env={**os.environ, "LATHE_CRASH_STATES": STATES})
+        except subprocess.TimeoutExpired:
+            return f"{test}: does not end"
+        if done.returncode == 0:
+            continue
+        failed = re.search(r"^\[  FAILED  \] (\S+)", done.stdout, re.M)
+        if test != "crash_test":
+            return f"{test}: {failed.group(1) if failed else 'crashed'}"
+        said = re.search(r"^(a[^,\n]* [^,\n]*|the first sync[^,\n]*), ([^:\n]*): ", done.stdout, re.M)
+        return f"crash_test: {said.group(1)}, {said.group(2)}" if said else "crash_test"
+    return None
+
+
+def main():
+    chosen = [name for name in MUTANTS if not sys.argv[1:] or any(word in name for word in sys.argv[1:])]
+    prepare()
+    built = build()
+    if built.returncode != 0:
+        sys.exit("mutants: the unchanged code does not build\n" + built.stdout[-3000:])
+    if unchanged := first_failure():
+        sys.exit(f"mutants: the unchanged code fails: {unchanged}")
+    survivors = 0
+    for name in chosen:
+        originals = {}
+        verdict = None
+        for file, old, new in edits(MUTANTS[name]):
+            path = COPY / "src/checkpoint" / file
+            text = path.read_text()
+            originals.setdefault(path, text)
+            if text.count(old) != 1:
+                verdict = f"NO LONGER FITS {file}: found {text.count(old)} times"
+                break
+            path.write_text(text.replace(old, new))
+        if verdict is None:
+            built = build()
+            verdict = first_failure() if built.returncode == 0 else "DOES NOT BUILD: " + (re.search(r"error: .*", built.stdout) or [""])[0]
+        for path, text in originals.items():
+            path.write_text(text)
+        bad = verdict is None or verdict.split(":")[0].isupper() or verdict.startswith(("NO LONGER", "DOES NOT"))
+        survivors += bad
+        print(f"{'SURVIVED' if bad else 'caught  '}  {name:64} {verdict or ''}", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
