@@ -5,6 +5,9 @@
 // losses within 1e-5, and every greedy token is equal. In bf16 errors are relative L2; each must stay within 1.5 times
 // what transformers' own bf16 run shows on the same case (DIR/transformers_bf16_error.json).
 //
+// Where DIR holds apollo.json and no config.json, the optimizer's trajectories are replayed instead, in fp32 on the
+// CPU: parameters must agree within 1e-5 (relative L2), and their way within 5e-5 of its length.
+//
 // References are computed in fp32, and a few gradients of the delta rule's decay cancel there beyond 1e-4. Where one of
 // ours is further than 1e-4 from the reference, a run of the same case in fp64 decides: if it is the reference that is
 // further than 1e-4 from fp64, ours is held to fp64 instead, and the line lists it
@@ -12,8 +15,10 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "apollo_case.h"
 #include "gpu/device.h"
 #include "reference_case.h"
 
@@ -23,13 +28,18 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr double kLogitTolerance = 2e-5, kGradientTolerance = 1e-4, kLossTolerance = 1e-5;
+constexpr double kApolloTolerance = 1e-5, kApolloWayTolerance = 5e-5;
 constexpr double kBf16Ratio = 1.5, kBf16LossTolerance = 1e-2;
 
 struct Options {
   std::string directory;
   int64_t rows_per_chunk = 1024;
-  std::string device = "cpu", dtype = "fp32";
+  std::string device = "cpu", dtype = "fp32", gradients = "factored";
 };
+
+const std::map<std::string, train::GradientPath> kPaths = {{"factored", train::GradientPath::kFactored},
+                                                           {"streaming", train::GradientPath::kStreaming},
+                                                           {"dense", train::GradientPath::kDense}};
 
 struct Results {
   Comparison full, frozen;
@@ -39,7 +49,7 @@ struct Results {
 Result<Results> run_case(const Options& options, at::ScalarType dtype, const Tensors& reference) {
   const weights::Placement placement{.device = LATHE_TRY(gpu::open(options.device)), .dtype = dtype};
   const model::LoadedModel loaded = LATHE_TRY(model::load_model(io::posix_env(), options.directory, placement));
-  const ReferenceCase reference_case(loaded, reference, options.rows_per_chunk);
+  const ReferenceCase reference_case(loaded, reference, options.rows_per_chunk, kPaths.at(options.gradients));
   Results results{.full = reference_case.full(), .frozen = reference_case.frozen()};
   std::tie(results.greedy, results.greedy_of) = reference_case.greedy();
   return results;
@@ -122,7 +132,20 @@ Result<bool> report_bf16(const Options& options, const Results& ours, Json& line
   return inside;
 }
 
+// A folder of optimizer trajectories instead of a model.
+Result<bool> run_apollo(const Options& options) {
+  const ApolloErrors errors = LATHE_TRY(replay_apollo(io::posix_env(), options.directory));
+  const Json line = {{"model", options.directory},
+                     {"apollo", errors.weights},
+                     {"apollo_way", errors.way},
+                     {"apollo_way_name", errors.way_name}};
+  std::printf("%s\n", line.dump().c_str());
+  return errors.weights <= kApolloTolerance && errors.way <= kApolloWayTolerance;
+}
+
 Result<bool> run(const Options& options) {
+  const auto holds = [&](const char* name) { return std::filesystem::exists(options.directory + name); };
+  if (holds("/apollo.json") && !holds("/config.json")) return run_apollo(options);
   const Tensors reference = LATHE_TRY(read_tensors(io::posix_env(), options.directory + "/reference.safetensors"));
   const bool bf16 = options.dtype == "bf16";
   const Results ours = LATHE_TRY(run_case(options, bf16 ? at::kBFloat16 : at::kFloat, reference));
@@ -147,6 +170,8 @@ int main(int argc, char** argv) {
   app.add_option("--rows-per-chunk", options.rows_per_chunk, "Rows of a forward pass")->check(CLI::PositiveNumber);
   app.add_option("--device", options.device, "cpu, cuda, cuda:N or auto");
   app.add_option("--dtype", options.dtype, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}));
+  app.add_option("--gradients", options.gradients, "How they are collected: factored, streaming or dense")
+      ->check(CLI::IsMember({"factored", "streaming", "dense"}));
   CLI11_PARSE(app, argc, argv);
   try {
     const auto inside = lathe::parity::run(options);

@@ -11,19 +11,23 @@
 namespace lathe::parity {
 namespace {
 
-// Dense gradients per checkpoint tensor, put together from what the sink collected.
-Tensors dense_gradients(const weights::WeightStore& store, const weights::GradientSet& set) {
-  Tensors out;
+// Adds what the sink collected to dense gradients per checkpoint tensor.
+void add_gradients(const weights::WeightStore& store, const weights::GradientSet& set, Tensors& sums) {
   for (const auto& parameter : store.parameters()) {
     at::Tensor dense = at::zeros(parameter.data.sizes(), parameter.data.options().dtype(at::kDouble));
     const auto& matrix = set.matrices[parameter.id];
     for (size_t i = 0; i < matrix.x.size(); ++i)
       dense += at::mm(matrix.dy[i].to(at::kDouble).t(), matrix.x[i].to(at::kDouble));
     for (size_t i = 0; i < matrix.ids.size(); ++i) dense.index_add_(0, matrix.ids[i], matrix.dx[i].to(at::kDouble));
-    if (set.vectors[parameter.id].defined()) dense += set.vectors[parameter.id];
-    for (const auto& part : parameter.parts) out[part.name] = dense.narrow(0, part.row_begin, part.rows).cpu();
+    for (const at::Tensor& sum : {matrix.dense, set.vectors[parameter.id]}) {
+      if (sum.defined()) dense += sum;
+    }
+    for (const auto& part : parameter.parts) {
+      const at::Tensor own = dense.narrow(0, part.row_begin, part.rows).cpu();
+      at::Tensor& sum = sums[part.name];
+      sum = sum.defined() ? sum + own : own;
+    }
   }
-  return out;
 }
 
 }  // namespace
@@ -47,8 +51,13 @@ Result<Tensors> read_tensors(io::Env& env, const std::string& path) {
   return tensors;
 }
 
-ReferenceCase::ReferenceCase(const model::LoadedModel& loaded, const Tensors& reference, int64_t rows_per_chunk)
-    : model_(*loaded.model), store_(*loaded.store), reference_(reference), rows_per_chunk_(rows_per_chunk) {
+ReferenceCase::ReferenceCase(const model::LoadedModel& loaded, const Tensors& reference, int64_t rows_per_chunk,
+                             train::GradientPath path)
+    : model_(*loaded.model),
+      store_(*loaded.store),
+      reference_(reference),
+      rows_per_chunk_(rows_per_chunk),
+      path_(path) {
   const at::Tensor ids = reference.at("input_ids"), labels = reference.at("labels");
   for (int64_t row = 0; row < ids.size(0); ++row) {
     data::Example example;
@@ -65,17 +74,39 @@ Comparison ReferenceCase::compare(const std::string& kind, int64_t context) cons
   std::vector<data::Example> examples = examples_;
   for (auto& example : examples) std::fill_n(example.weights.begin(), context + 1, 0.0F);
   const std::vector<std::vector<data::Segment>> live(examples.size(), {{context, std::ssize(examples[0].tokens) - 1}});
-  weights::GradientSet set(store_.parameters().size());
-  const double loss = train::backward(model_, train::pack(examples, live), rows_per_chunk_, set);
+  const auto [loss, gradients] = backward(train::pack(examples, live));
 
   Comparison result{.loss = std::abs(loss - reference_.at(kind + ".loss").item<double>())};
   compare_logits(kind, context, result);
-  for (const auto& [name, gradient] : dense_gradients(store_, set)) {
+  for (const auto& [name, gradient] : gradients) {
     const at::Tensor& expected = reference_.at(kind + ".grad." + name);
     result.gradients[name] = gradient.view(expected.sizes());
     result.gradient_errors[name] = relative_error(result.gradients[name], expected);
   }
   return result;
+}
+
+std::pair<double, Tensors> ReferenceCase::backward(const train::Batch& batch) const {
+  using weights::GradientForm;
+  using weights::GradientSet;
+  const size_t parameters = store_.parameters().size();
+  const double size = train::kSupervised.size(train::graded_rows(batch));
+  Tensors sums;
+  GradientSet ends(parameters, path_ == train::GradientPath::kDense ? GradientForm::kDense : GradientForm::kFactors);
+  train::BackwardPass pass(model_, batch, rows_per_chunk_);
+  const double loss = pass.loss(train::kSupervised, size, ends);
+  while (pass.layers_left() > 0) {
+    if (path_ != train::GradientPath::kStreaming) {
+      pass.next_layer(ends);
+      continue;
+    }
+    GradientSet layer(parameters);
+    pass.next_layer(layer);
+    add_gradients(store_, layer, sums);
+  }
+  pass.embedding(ends);
+  add_gradients(store_, ends, sums);
+  return {loss, sums};
 }
 
 void ReferenceCase::compare_logits(const std::string& kind, int64_t context, Comparison& result) const {

@@ -12,6 +12,8 @@
 #include "data/example.h"
 #include "io/env.h"
 #include "model/model.h"
+#include "train/batch.h"
+#include "train/trainer.h"
 
 namespace lathe::parity {
 
@@ -33,8 +35,9 @@ struct Comparison {
 
 class ReferenceCase {
  public:
-  // All must outlive the case.
-  ReferenceCase(const model::LoadedModel& loaded, const Tensors& reference, int64_t rows_per_chunk);
+  // All must outlive the case. `path`: how gradients are collected on their way.
+  ReferenceCase(const model::LoadedModel& loaded, const Tensors& reference, int64_t rows_per_chunk,
+                train::GradientPath path);
 
   Comparison full() const { return compare("full", 0); }
   Comparison frozen() const { return compare("frozen", reference_.at("frozen.context").item<int64_t>()); }
@@ -44,12 +47,15 @@ class ReferenceCase {
  private:
   // Rows `context` .. of every sequence with gradient, those before as constants; `kind` names the reference's tensors.
   Comparison compare(const std::string& kind, int64_t context) const;
+  // The loss, and gradients by checkpoint tensor.
+  std::pair<double, Tensors> backward(const train::Batch& batch) const;
   void compare_logits(const std::string& kind, int64_t context, Comparison& result) const;
 
   const model::Model& model_;
   const weights::WeightStore& store_;
   const Tensors& reference_;
   int64_t rows_per_chunk_;
+  train::GradientPath path_;
   std::vector<data::Example> examples_;
 };
 

@@ -1,89 +1,17 @@
-// Trajectories of the authors' package (apollo-torch 1.0.3), and small vectors worked out in fp64 from the paper.
-//
-// tests/golden/apollo holds four of eighteen cases: tall, wide and square; tensor- and channel-wise; with and without
-// decay. LATHE_GOLDEN_APOLLO names a folder with others.
+// The compatibility mode on small vectors worked out in fp64 from the paper and the authors' order of operations. Whole
+// trajectories of their package are replayed by `parity` (apps/parity/apollo_case.h).
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <fstream>
-#include <nlohmann/json.hpp>
-
-#include "checkpoint/safetensors.h"
-#include "io/env.h"
 #include "optim/apollo.h"
 #include "optim/optimizer.h"
 
 namespace lathe::optim {
 namespace {
 
-using Tensors = std::map<std::string, at::Tensor>;
-
-Tensors read_tensors(const std::string& path) {
-  const auto file = io::posix_env().map(path).value();
-  const auto header = checkpoint::parse_header(file->bytes(), file->bytes().size()).value();
-  Tensors tensors;
-  for (const auto& info : header.tensors) {
-    const auto* data = file->bytes().data() + header.data_offset + info.begin;
-    tensors[info.name] = at::from_blob(const_cast<std::byte*>(data), info.shape, at::kFloat).clone();
-  }
-  return tensors;
-}
-
-OptimizerConfig config_of(const nlohmann::json& c) {
-  return {.method = c["scale_type"] == "tensor" ? Method::kApolloMini : Method::kApollo,
-          .rank = c["rank"],
-          .refresh_every = c["update_proj_gap"],
-          .beta1 = c["betas"][0],
-          .beta2 = c["betas"][1],
-          .epsilon = c["eps"],
-          .weight_decay = c["weight_decay"],
-          .scale = c["scale"],
-          .seed = c["seeds"]["w"],
-          .official_compat = true};
-}
-
 // A dense gradient as factors: G = (Gᵀ)ᵀ I.
 void add_dense(weights::GradientSet& set, const weights::Parameter& parameter, const at::Tensor& g) {
   set.linear(parameter, at::eye(g.size(1)), g.t().contiguous());
-}
-
-// fp32 weights of size 1 that moved by 0.01 cannot agree much better than this.
-constexpr double kTolerance = 5e-5;
-
-// How far `actual` is from where the reference went, over the way it went.
-double error(const at::Tensor& actual, const at::Tensor& expected, const at::Tensor& from) {
-  return ((actual - expected).norm() / (expected - from).norm()).item<double>();
-}
-
-void replay(const nlohmann::json& c, const Tensors& tensors) {
-  const std::string id = std::to_string(c["case"].get<int>()) + ".";
-  SCOPED_TRACE("case " + id);
-  weights::WeightStore store;
-  store.add("w", tensors.at(id + "w0").clone(), {{"w", tensors.at(id + "w0").size(0)}}, false);
-  store.add("b", tensors.at(id + "b0").clone(), {{"b", tensors.at(id + "b0").size(0)}}, false);
-  const auto& w = store.parameters()[0];
-  const auto& b = store.parameters()[1];
-  Optimizer optimizer(store, config_of(c));
-  for (int64_t step = 0; step < tensors.at(id + "w").size(0); ++step) {
-    weights::GradientSet set(2);
-    add_dense(set, w, tensors.at(id + "gw")[step]);
-    set.vector(b, tensors.at(id + "gb")[step]);
-    optimizer.commit(optimizer.propose(std::move(set), c["lr"]).value());
-    ASSERT_LT(error(w.data, tensors.at(id + "w")[step], tensors.at(id + "w0")), kTolerance) << "weight, step " << step;
-    ASSERT_LT(error(b.data, tensors.at(id + "b")[step], tensors.at(id + "b0")), kTolerance) << "bias, step " << step;
-  }
-}
-
-TEST(OfficialCompat, FollowsTheAuthorsTrajectories) {
-  const char* other = std::getenv("LATHE_GOLDEN_APOLLO");
-  const std::string folder = other ? other : std::string(LATHE_SOURCE_DIR) + "/tests/golden/apollo";
-  std::ifstream list(folder + "/apollo.json");
-  ASSERT_TRUE(list) << folder;
-  const auto cases = nlohmann::json::parse(list);
-  ASSERT_GE(cases.size(), 4U);
-  const Tensors tensors = read_tensors(folder + "/apollo.safetensors");
-  for (const auto& c : cases) replay(c, tensors);
 }
 
 // Published hyper-parameters, a 3 x 2 weight and a given P; the numbers were computed in fp64 from the formulas.
