@@ -68,14 +68,13 @@ Named worst(const std::map<std::string, double>& errors) {
   return worst;
 }
 
-// Gradients of the delta rule's decay, in which fp32 cancels. No other may be referred to fp64, and none that is further
-// off than rounding could make it: a mistake of ours would be in our fp64 too.
+// Gradients of the delta rule's decay, in which fp32 cancels. No other may be referred to fp64, and none that is
+// further off than rounding could make it: a mistake of ours would be in our fp64 too.
 bool may_cancel(const std::string& name, double error) {
   constexpr std::array<std::string_view, 3> kDecay = {"linear_attn.A_log", "linear_attn.dt_bias",
                                                       "linear_attn.in_proj_a.weight"};
-  return error <= kCancellation && std::any_of(kDecay.begin(), kDecay.end(), [&](std::string_view decay) {
-           return name.ends_with(decay);
-         });
+  return error <= kCancellation &&
+         std::any_of(kDecay.begin(), kDecay.end(), [&](std::string_view decay) { return name.ends_with(decay); });
 }
 
 // The errors by which ours is judged; those where fp64 speaks against the reference are listed in `line`.
