@@ -17,6 +17,7 @@
 #include "model/model.h"
 #include "text/text.h"
 #include "train/trainer.h"
+#include "weights/live_tensors.h"
 
 namespace lathe {
 namespace {
@@ -48,10 +49,12 @@ Status write_snapshot(io::Env& env, const checkpoint::Shard& shard, const weight
   LATHE_TRY(shard.data->read_at(0, head));
   const auto file = LATHE_TRY(env.create(path));
   LATHE_TRY(file->append(head));
+  const weights::LiveTensors live(store);
   for (const checkpoint::TensorInfo& info : shard.header.tensors) {
-    const weights::Part* part = store.find_part(info.name);
-    if (part == nullptr) return unsupported("the model does not use " + info.name);
-    LATHE_TRY(file->append(weights::WeightStore::bytes(*part)));
+    if (!live.size(info.name)) return unsupported("the model does not use " + info.name);
+    std::vector<std::byte> bytes(info.size());
+    LATHE_TRY(live.read(info.name, 0, bytes));
+    LATHE_TRY(file->append(bytes));
   }
   return file->close();
 }

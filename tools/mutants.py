@@ -23,7 +23,7 @@ MUTANTS = {
         "sync.cpp", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;", "  LATHE_TRY(file->close());\n  return report;"),
     "delta: renamed first, synced afterwards": (
         "sync.cpp", "  LATHE_TRY(step.env.sync_directory(paths.deltas));  // the durable point\n",
-        "  LATHE_TRY(LATHE_TRY(step.env.open_in_place(path))->sync());\n", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;", "  return report;"),
+        "  const auto late = step.env.open_in_place(path);\n  if (late.ok()) LATHE_TRY((*late)->sync());\n  LATHE_TRY(step.env.sync_directory(paths.deltas));\n", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;", "  return report;"),
     "delta: its directory not synced": (
         "sync.cpp", "  LATHE_TRY(step.env.sync_directory(paths.deltas));  // the durable point\n", ""),
     "delta: a failed sync is tried again": (
@@ -62,7 +62,7 @@ MUTANTS = {
     "apply: a failed sync in place is tried again": (
         "apply.cpp", "  return file.sync();\n", "  return file.sync().ok() ? Status() : file.sync();\n"),
     "apply: the journal is not laid over a torn shard": (
-        "apply.cpp", "torn ? &*journal : nullptr", "nullptr"),
+        "apply.cpp", "torn ? &*journal : nullptr", "torn ? nullptr : nullptr"),
     "apply: a shard with a journal is written in place again": (
         "apply.cpp", "task.never_in_place |= journal && journal->file == delta.files()[task.file].name;", "static_cast<void>(task);"),
     "apply: a journal of an earlier apply is believed": (

@@ -113,7 +113,7 @@ std::vector<Scenario> scenarios() {
       "a sync on a disk that is nearly full",
       [](io::FaultEnv& env) {
         versions({"0", "1"})(env);
-        leave_little_room(env);
+        leave_little_room(env, 2'300);
       },
       [](io::FaultEnv& env) { return sync_to(env, "2"); }));
   all.push_back(scenario("a rollback", versions({"0", "1", "2"}),

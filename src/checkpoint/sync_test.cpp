@@ -121,7 +121,7 @@ TEST_F(SyncTest, AFullDiskIsMetWhileTheDirectoryIsWhole) {
 
 TEST_F(SyncTest, WithoutRoomForNewShardsTheOldOnesAreWrittenInPlace) {
   ASSERT_TRUE(History::open(env_, kDir).ok());
-  leave_little_room(env_);
+  leave_little_room(env_, 2'300);
   const auto report = sync_to("1");
   ASSERT_TRUE(report.ok()) << report.error().message;
   EXPECT_EQ(report->shards_in_place, 3);
@@ -138,6 +138,30 @@ TEST_F(SyncTest, ADirectoryThatSomebodyElseChangedIsNotWrittenTo) {
   EXPECT_NE(report.error().message.find("model-2.safetensors tile 1"), std::string::npos) << report.error().message;
   EXPECT_EQ(now(), damaged);
   EXPECT_EQ(version(), 1);
+}
+
+TEST_F(SyncTest, ADamagedTileStopsWhatIsToBeApplied) {
+  ASSERT_TRUE(History::open(env_, kDir, {.threads = 1}).ok());
+  // Stopped behind the durable point, before the first shard is touched.
+  int64_t renamed = 0;
+  env_.set_observer([&](int64_t number, const std::string& what) {
+    if (what.find("0-1.dlt.lathe-new to") != std::string::npos) renamed = number;
+  });
+  io::FaultEnv whole(env_);
+  env_.set_fault({});
+  ASSERT_TRUE(sync_to("1").ok());
+  ASSERT_GT(renamed, 0);
+  whole.set_fault({.kind = io::Fault::Kind::kCrash, .at = renamed + 2});
+  ASSERT_FALSE(sync(whole, kDir, MemoryTensors(small_model("1")), {}, on_one_thread()).ok());
+  const auto stopped = whole.after_kill();
+  stopped->damage(std::string(kDir) + "/model-2.safetensors", 5000, std::byte{1});
+  const std::string before = contents(*stopped, kDir);
+  const auto recovered = recover(*stopped, kDir, {.threads = 1});
+  ASSERT_FALSE(recovered.ok());
+  EXPECT_NE(recovered.error().message.find("model-2.safetensors tile 1"), std::string::npos);
+  EXPECT_NE(recovered.error().message.find("neither of version 0 nor of version 1"), std::string::npos)
+      << recovered.error().message;
+  EXPECT_EQ(contents(*stopped, kDir), before) << "nothing is written over what is not understood";
 }
 
 TEST_F(SyncTest, ATensorOfAnotherSizeIsNamed) {
@@ -176,6 +200,29 @@ TEST_F(SyncTest, VersionZeroIsDurableWhoeverWroteIt) {
     const auto checked = verify(*later, kDir, 1);
     ASSERT_TRUE(checked.ok()) << checked.error().message;
     ASSERT_TRUE(checked->damages.empty()) << seed;
+  }
+}
+
+// Killed when shards were renamed and the names not yet durable; then there is no room to write the shards anew, and
+// then the power fails.
+TEST_F(SyncTest, RecoveryDoesNotTrustNamesThatAreNotDurable) {
+  class NothingKept final : public io::Choices {
+    uint32_t below(uint32_t) override { return 0; }
+  };
+  ASSERT_TRUE(History::open(env_, kDir, {.threads = 1}).ok());
+  env_.make_durable();
+  for (int64_t at = 1, done = 0; !done; ++at) {
+    io::FaultEnv killed(env_);
+    killed.set_fault({.kind = io::Fault::Kind::kCrash, .at = at});
+    done = sync(killed, kDir, MemoryTensors(small_model("1")), {}, on_one_thread()).ok();
+    const auto next = killed.after_kill();
+    leave_little_room(*next, 0);
+    ASSERT_TRUE(recover(*next, kDir, {.threads = 1}).ok()) << "operation " << at;
+    NothingKept nothing;
+    const auto later = next->after_power_loss(nothing);
+    const auto checked = verify(*later, kDir, 1);
+    ASSERT_TRUE(checked.ok()) << checked.error().message;
+    ASSERT_TRUE(checked->damages.empty()) << "operation " << at << ": " << checked->damages[0].where;
   }
 }
 

@@ -131,10 +131,10 @@ inline std::vector<std::string> litter(io::Env& env, const std::string& director
   return found;
 }
 
-// Room for the largest shard of a small model to be rewritten, not for all.
-inline void leave_little_room(io::FaultEnv& env) {
+// Room for the largest shard of a small model to be rewritten, and for `beside`, not for all shards.
+inline void leave_little_room(io::FaultEnv& env, uint64_t beside) {
   const uint64_t used = UINT64_MAX - env.free_space("/").value();
-  env.set_capacity(used + kSpareBytes + 11'500);
+  env.set_capacity(used + kSpareBytes + 9'200 + beside);
 }
 
 inline SyncOptions on_one_thread(SyncOptions options = {}) {
