@@ -26,5 +26,6 @@ Run add_push(CLI::App& app);
 Run add_receive(CLI::App& app);
 Run add_prune(CLI::App& app);
 Run add_doctor(CLI::App& app);
+Run add_bench(CLI::App& app);
 
 }  // namespace lathe::cli

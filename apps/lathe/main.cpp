@@ -50,6 +50,7 @@ int main(int argc, char** argv) {
       {"receive", "The far side of a push, started by it", lathe::cli::add_receive},
       {"prune", "Keep fewer old versions, by merging", lathe::cli::add_prune},
       {"doctor", "Say what would fail, and how to mend it, before anything is touched", lathe::cli::add_doctor},
+      {"bench", "Measure how fast this machine serves and teaches a model", lathe::cli::add_bench},
   };
   std::map<CLI::App*, lathe::cli::Run> runs;
   for (const Command& command : kCommands) {
