@@ -97,26 +97,54 @@ struct LaneSums {
   }
 };
 
-// w <- round(w - step u - decay w) for n <= kGroup elements.
-template <class W, class U, class Round>
-[[gnu::always_inline]] inline UpdateStats update_run(W* __restrict w, const U* __restrict u, int64_t n, float step,
-                                                     float decay, Round round) {
+// change(i) returns the intended change of element i, and what it was before and after. For n <= kGroup elements.
+struct Change {
+  float intended, before, after;
+};
+template <class Work>
+[[gnu::always_inline]] inline UpdateStats for_lanes(int64_t n, Work change) {
   LaneSums sums;
-  const auto update = [&](int64_t i, int64_t lane) __attribute__((always_inline)) {
-    const float before = widen(w[i]);
-    const float intended = -(step * widen(u[i]) + decay * before);
-    w[i] = round(before + intended, i);
-    const float after = widen(w[i]);
+  const auto add = [&](int64_t i, int64_t lane) __attribute__((always_inline)) {
+    const auto [intended, before, after] = change(i);
     sums.changed[lane] += std::bit_cast<int32_t>(after) != std::bit_cast<int32_t>(before) ? 1 : 0;
     sums.squared[lane] += intended * intended;
     sums.dot[lane] += intended * (after - before);
   };
   const int64_t whole = n - n % kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) update(i + lane, lane);
+    for (int64_t lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
   }
-  for (int64_t i = whole; i < n; ++i) update(i, i - whole);
+  for (int64_t i = whole; i < n; ++i) add(i, i - whole);
   return sums.total(n);
+}
+
+// w <- round(w - step u - decay w).
+template <class W, class U, class Round>
+[[gnu::always_inline]] inline UpdateStats update_run(W* __restrict w, const U* __restrict u, int64_t n, float step,
+                                                     float decay, Round round) {
+  return for_lanes(
+      n, [=](int64_t i) __attribute__((always_inline)) {
+        const float before = widen(w[i]);
+        const float intended = -(step * widen(u[i]) + decay * before);
+        w[i] = round(before + intended, i);
+        return Change{intended, before, widen(w[i])};
+      });
+}
+
+// The same of the shadow; w <- nearest(shadow).
+template <class U>
+[[gnu::always_inline]] inline UpdateStats shadow_run(uint16_t* __restrict w, float* __restrict shadow,
+                                                     const U* __restrict u, int64_t n, float step, float decay) {
+  const RoundNearest nearest;
+  return for_lanes(
+      n, [=](int64_t i) __attribute__((always_inline)) {
+        const float before = widen(w[i]);
+        const float exact = nearest(shadow[i], i) == w[i] ? shadow[i] : before;
+        const float intended = -(step * widen(u[i]) + decay * exact);
+        shadow[i] = exact + intended;
+        w[i] = nearest(shadow[i], i);
+        return Change{intended, before, widen(w[i])};
+      });
 }
 
 // One clone each: attributes of this kind do not go on templates.
@@ -135,6 +163,13 @@ LATHE_CLONES UpdateStats run(uint16_t* w, const uint16_t* u, int64_t n, float st
 }
 LATHE_CLONES UpdateStats run(float* w, const float* u, int64_t n, float step, float decay, Keep keep) {
   return update_run(w, u, n, step, decay, keep);
+}
+
+LATHE_CLONES UpdateStats run(uint16_t* w, float* shadow, const float* u, int64_t n, float step, float decay) {
+  return shadow_run(w, shadow, u, n, step, decay);
+}
+LATHE_CLONES UpdateStats run(uint16_t* w, float* shadow, const uint16_t* u, int64_t n, float step, float decay) {
+  return shadow_run(w, shadow, u, n, step, decay);
 }
 
 // Walks elements first .. first + n - 1 group by group.
@@ -167,6 +202,17 @@ UpdateStats update_bf16(uint16_t* w, const float* u, int64_t first, int64_t n, c
 }
 UpdateStats update_bf16(uint16_t* w, const uint16_t* u_bf16, int64_t first, int64_t n, const Update& update) {
   return update_range(w, u_bf16, first, n, update);
+}
+
+UpdateStats update_shadow(uint16_t* w, float* shadow, const float* u, int64_t n, const Update& update) {
+  return for_groups(0, n, [&](int64_t at, int64_t, int64_t, int64_t count) {
+    return run(w + at, shadow + at, u + at, count, update.step, update.decay);
+  });
+}
+UpdateStats update_shadow(uint16_t* w, float* shadow, const uint16_t* u_bf16, int64_t n, const Update& update) {
+  return for_groups(0, n, [&](int64_t at, int64_t, int64_t, int64_t count) {
+    return run(w + at, shadow + at, u_bf16 + at, count, update.step, update.decay);
+  });
 }
 
 UpdateStats update_fp32(float* w, const float* u, int64_t n, const Update& update) {

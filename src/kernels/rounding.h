@@ -2,7 +2,8 @@
 //
 // bf16 weights have no fp32 master. Rounding to nearest would lose every change under half a unit in the last place,
 // which at usual learning rates is ~98 % of them; stochastic rounding keeps the expectation exact: 16 random bits are
-// added below the kept ones and the sum is truncated.
+// added below the kept ones and the sum is truncated. For studies there is the master after all: an fp32 shadow takes
+// the updates, and the weights are its roundings to nearest.
 //
 // Random bits: Philox4x32-10 with key (seed, stream) and counter (block, update_index, a tag). Elements come in groups
 // of 512; group g owns blocks 64 g .. 64 g + 63. Element e of the group takes 16 bits: the low half of word k / 64 of
@@ -15,7 +16,7 @@
 
 namespace lathe::kernels {
 
-enum class Rounding { kStochastic, kNearest };
+enum class Rounding { kStochastic, kNearest, kShadow };
 
 struct Update {
   float step = 0;   // multiplies U
@@ -40,10 +41,14 @@ struct UpdateStats {
   }
 };
 
-// Elements first .. first + n - 1 of a tensor; w and u point to element `first`. NaN and infinite results are kept as
-// they are, and a finite result never becomes infinite.
+// Elements first .. first + n - 1 of a tensor, kStochastic or kNearest; w and u point to element `first`. NaN and
+// infinite results are kept as they are, and a finite result never becomes infinite.
 UpdateStats update_bf16(uint16_t* w, const float* u, int64_t first, int64_t n, const Update& update);
 UpdateStats update_bf16(uint16_t* w, const uint16_t* u_bf16, int64_t first, int64_t n, const Update& update);
+// The update goes to the shadow, fp32, and w becomes its nearest bf16. Where w is not what the shadow rounds to,
+// somebody else has changed it (a rollback): then w counts, and the shadow begins there anew. Δ is that of w.
+UpdateStats update_shadow(uint16_t* w, float* shadow, const float* u, int64_t n, const Update& update);
+UpdateStats update_shadow(uint16_t* w, float* shadow, const uint16_t* u_bf16, int64_t n, const Update& update);
 // fp32 weights: no rounding beyond fp32's own.
 UpdateStats update_fp32(float* w, const float* u, int64_t n, const Update& update);
 

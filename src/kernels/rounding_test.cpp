@@ -149,6 +149,44 @@ TEST(StochasticRounding, IsSymmetricInSignAndTakesBf16UpdatesAlike) {
   EXPECT_EQ(w, same);
 }
 
+TEST(ShadowRounding, IsTheNearestOfWhatFp32Weights) {
+  constexpr int64_t n = 1500;
+  std::vector<float> u(n), exact(n), shadow(n);
+  std::vector<uint16_t> w(n), u_bf16(n);
+  for (int64_t e = 0; e < n; ++e) {
+    w[e] = truncated(0.01F * static_cast<float>(e - 700));
+    exact[e] = shadow[e] = value(w[e]);
+  }
+  for (uint32_t t = 0; t < 50; ++t) {
+    normal_numbers(u.data(), n, 1, 2, t);
+    for (int64_t e = 0; e < n; ++e) u_bf16[e] = truncated(u[e]), u[e] = value(u_bf16[e]);
+    const Update update{.step = 1e-4F, .decay = 1e-3F, .rounding = Rounding::kShadow};
+    update_fp32(exact.data(), u.data(), n, update);
+    const std::vector<uint16_t> before = w;
+    const UpdateStats stats = t % 2 == 0 ? update_shadow(w.data(), shadow.data(), u.data(), n, update)
+                                         : update_shadow(w.data(), shadow.data(), u_bf16.data(), n, update);
+    int64_t changed = 0;
+    for (int64_t e = 0; e < n; ++e) changed += w[e] != before[e] ? 1 : 0;
+    EXPECT_EQ(stats.changed, changed);
+    ASSERT_EQ(shadow, exact) << t;
+    for (int64_t e = 0; e < n; ++e) {
+      uint16_t nearest = 0;
+      const float minus = -exact[e];
+      update_bf16(&nearest, &minus, 0, 1, {.step = 1, .rounding = Rounding::kNearest});
+      ASSERT_EQ(w[e], nearest);
+    }
+  }
+}
+
+TEST(ShadowRounding, YieldsToWeightsThatSomebodyElseChanged) {
+  std::vector<uint16_t> w{0x3F80, 0x3F80};                              // 1
+  std::vector<float> shadow{1 + 0x1p-10F, 3}, u{-0x1p-10F, -0x1p-10F};  // the second was rolled back
+  update_shadow(w.data(), shadow.data(), u.data(), 2, {.step = 1});
+  EXPECT_EQ(shadow[0], 1 + 0x1p-9F);
+  EXPECT_EQ(shadow[1], 1 + 0x1p-10F);
+  EXPECT_EQ(w[1], 0x3F80);
+}
+
 TEST(Fp32Update, IsOneSubtraction) {
   constexpr int64_t n = 1000;
   std::vector<float> w(n, 0.75F), u(n);

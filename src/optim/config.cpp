@@ -27,6 +27,14 @@ std::string_view method_name(Method method) {
   return "";
 }
 
+Result<kernels::Rounding> parse_rounding(std::string_view name) {
+  if (name == "stochastic") return kernels::Rounding::kStochastic;
+  if (name == "nearest") return kernels::Rounding::kNearest;
+  if (name == "shadow") return kernels::Rounding::kShadow;
+  return invalid_argument("rounding '" + std::string(name) +
+                          "' is not known; known are stochastic, nearest and shadow");
+}
+
 Status OptimizerConfig::validate() const {
   const auto require = [](bool holds, const char* what) { return holds ? Status() : Status(invalid_argument(what)); };
   LATHE_TRY(require(!rank || *rank >= 1, "optimizer rank must be at least 1"));

@@ -18,6 +18,9 @@ enum class Method { kApolloMini, kApollo, kAdamW, kSgd };
 Result<Method> parse_method(std::string_view name);
 std::string_view method_name(Method method);
 
+// "stochastic", "nearest", "shadow" (kernels/rounding.h).
+Result<kernels::Rounding> parse_rounding(std::string_view name);
+
 struct OptimizerConfig {
   Method method = Method::kApolloMini;
   // Of APOLLO's projection; by default 1 for apollo_mini and 128 for apollo. Never more than the smaller side of a

@@ -89,7 +89,21 @@ Proposal::Proposal(Proposal&&) noexcept = default;
 Proposal& Proposal::operator=(Proposal&&) noexcept = default;
 
 Optimizer::Optimizer(const weights::WeightStore& store, OptimizerConfig config)
-    : store_(store), config_(config), moments_(store.part_count()) {}
+    : store_(store), config_(config), moments_(store.part_count()), shadows_(store.part_count()) {}
+
+Status Optimizer::check(const weights::WeightStore& store, const OptimizerConfig& config) {
+  LATHE_TRY(config.validate());
+  if (config.rounding != kernels::Rounding::kShadow) return {};
+  bool needed = false;
+  for (const Parameter& parameter : store.parameters()) {
+    if (!parameter.data.is_cpu())
+      return unsupported("shadow rounding is for weights on a CPU; use stochastic rounding");
+    needed = needed || parameter.data.scalar_type() == at::kBFloat16;
+  }
+  if (needed) return {};
+  return invalid_argument(
+      "shadow rounding keeps fp32 copies of bf16 weights; these are fp32 and are not rounded at all");
+}
 
 namespace {
 
@@ -154,6 +168,7 @@ Status Optimizer::settle(PendingSteps pending, ProposalData& data) const {
 
 Result<Proposal> Optimizer::propose(weights::GradientSet gradients, double learning_rate) const {
   const at::NoGradGuard no_grad;
+  LATHE_TRY(check(store_, config_));
   LATHE_TRY(check_rate(learning_rate));
   auto data = std::make_unique<ProposalData>();
   data->learning_rate = learning_rate;
@@ -175,14 +190,22 @@ Result<Proposal> Optimizer::propose(weights::GradientSet gradients, double learn
 
 namespace {
 
-// W <- round(W - step U - decay W) for elements first .. of a part, U bf16 or fp32.
-UpdateStats apply(const Part& part, int64_t first, int64_t n, const at::Tensor& u, const Update& update) {
+// W <- round(W - step U - decay W) for elements first .. of a part, U bf16 or fp32. `shadow` belongs to shadow
+// rounding.
+UpdateStats apply(const Part& part, int64_t first, int64_t n, const at::Tensor& u, const Update& update,
+                  const at::Tensor& shadow) {
   if (part.data.scalar_type() == at::kFloat) {
     return kernels::update_fp32(part.data.data_ptr<float>() + first, u.const_data_ptr<float>(), n, update);
   }
   auto* w = reinterpret_cast<uint16_t*>(part.data.data_ptr<at::BFloat16>()) + first;
-  if (u.scalar_type() == at::kFloat) return kernels::update_bf16(w, u.const_data_ptr<float>(), first, n, update);
-  return kernels::update_bf16(w, reinterpret_cast<const uint16_t*>(u.const_data_ptr<at::BFloat16>()), first, n, update);
+  float* exact = shadow.defined() ? shadow.data_ptr<float>() + first : nullptr;
+  if (u.scalar_type() == at::kFloat) {
+    const float* wide = u.const_data_ptr<float>();
+    return exact ? kernels::update_shadow(w, exact, wide, n, update) : kernels::update_bf16(w, wide, first, n, update);
+  }
+  const auto* narrow = reinterpret_cast<const uint16_t*>(u.const_data_ptr<at::BFloat16>());
+  return exact ? kernels::update_shadow(w, exact, narrow, n, update)
+               : kernels::update_bf16(w, narrow, first, n, update);
 }
 
 // Plain Adam's moments of one tensor, ready for its next update.
@@ -202,6 +225,15 @@ struct MatrixCommit {
   Moments* adam;      // null with other methods
   kernels::AdamCoefficients coefficients;
   Update update;
+  at::Tensor shadow;  // undefined with other roundings
+};
+
+// The direction of a 1-D parameter, being committed.
+struct VectorCommit {
+  const VectorStep* step;
+  at::Tensor direction;
+  Update update;
+  at::Tensor shadow;
 };
 
 // Consecutive rows of one matrix.
@@ -226,7 +258,7 @@ UpdateStats commit_tile(const MatrixCommit& matrix, const Tile& tile, const at::
     kernels::adam_direction(u.data_ptr<float>(), matrix.adam->m.data_ptr<float>() + first,
                             matrix.adam->v.data_ptr<float>() + first, n, matrix.coefficients);
   }
-  return apply(*matrix.step->part, first, n, u, matrix.update);
+  return apply(*matrix.step->part, first, n, u, matrix.update, matrix.shadow);
 }
 
 // All matrices cut into tiles of at most `tile_elements` (or one row). `largest` becomes the elements of the largest.
@@ -279,8 +311,7 @@ at::Tensor vector_direction(const VectorStep& step, const OptimizerConfig& confi
 // The same on a GPU: everything is queued, and the statistics are read once, at the end. Stats of the matrices, then of
 // the vectors.
 std::vector<UpdateStats> commit_on_gpu(const std::vector<MatrixCommit>& matrices,
-                                       const std::vector<std::pair<at::Tensor, Update>>& directions,
-                                       const std::vector<VectorStep>& vectors, at::Device device) {
+                                       const std::vector<VectorCommit>& vectors, at::Device device) {
   int64_t largest = 0;
   const std::vector<Tile> tiles = tiles_of(matrices, kGpuTileElements, largest);
   const at::Tensor scratch = at::empty({largest}, at::TensorOptions().device(device).dtype(at::kFloat));
@@ -299,8 +330,8 @@ std::vector<UpdateStats> commit_on_gpu(const std::vector<MatrixCommit>& matrices
     if (channels.defined() && by_row) channels = channels.narrow(0, tile.begin, tile.count);
     writer.write(matrix.step->part->data, first, u, channels, by_row, matrix.update);
   }
-  for (size_t i = 0; i < vectors.size(); ++i)
-    writer.write(vectors[i].part->data, 0, directions[i].first, {}, false, directions[i].second);
+  for (const VectorCommit& vector : vectors)
+    writer.write(vector.step->part->data, 0, vector.direction, {}, false, vector.update);
 
   const std::vector<UpdateStats> by_launch = writer.statistics();
   std::vector<UpdateStats> stats(matrices.size());
@@ -310,17 +341,16 @@ std::vector<UpdateStats> commit_on_gpu(const std::vector<MatrixCommit>& matrices
 }
 
 // Stats of the matrices, then of the vectors.
-std::vector<UpdateStats> commit_all(const std::vector<MatrixCommit>& matrices,
-                                    const std::vector<std::pair<at::Tensor, Update>>& directions,
-                                    const std::vector<VectorStep>& vectors, int64_t tile_elements) {
+std::vector<UpdateStats> commit_all(const std::vector<MatrixCommit>& matrices, const std::vector<VectorCommit>& vectors,
+                                    int64_t tile_elements) {
   if (matrices.empty() && vectors.empty()) return {};
-  const Part& any = matrices.empty() ? *vectors[0].part : *matrices[0].step->part;
+  const Part& any = matrices.empty() ? *vectors[0].step->part : *matrices[0].step->part;
   if constexpr (gpu::kBuilt) {
-    if (any.data.is_cuda()) return commit_on_gpu(matrices, directions, vectors, any.data.device());
+    if (any.data.is_cuda()) return commit_on_gpu(matrices, vectors, any.data.device());
   }
   std::vector<UpdateStats> stats = commit_tiles(matrices, tile_elements);
-  for (size_t i = 0; i < vectors.size(); ++i)
-    stats.push_back(apply(*vectors[i].part, 0, vectors[i].part->rows, directions[i].first, directions[i].second));
+  for (const auto& [step, direction, update, shadow] : vectors)
+    stats.push_back(apply(*step->part, 0, step->part->rows, direction, update, shadow));
   return stats;
 }
 
@@ -357,21 +387,29 @@ CommitReport Optimizer::write(const ProposalData& data, int64_t update_number) {
     report.gradient_norm = std::hypot(report.gradient_norm, norm);
   };
 
+  const auto shadow_of = [&](const Part& part) -> at::Tensor {
+    if (config_.rounding != kernels::Rounding::kShadow || part.data.scalar_type() == at::kFloat) return {};
+    at::Tensor& shadow = shadows_[part.id];
+    if (!shadow.defined()) shadow = part.data.to(at::kFloat);
+    return shadow;
+  };
+
   std::vector<MatrixCommit> matrices;
   for (const MatrixStep& step : data.matrices) {
     MatrixCommit& matrix = matrices.emplace_back(
-        MatrixCommit{&step, step.gradient, nullptr, {}, update_of(*step.part, step.apollo.scale, shrink)});
+        MatrixCommit{&step, step.gradient, nullptr, {}, update_of(*step.part, step.apollo.scale, shrink), {}});
+    matrix.shadow = shadow_of(*step.part);
     if (config_.method != Method::kAdamW) continue;
     matrix.gradient = step.gradient.widened();
     matrix.adam = &begin_adam(moments_[step.part->id], step.part->data);
     matrix.coefficients = adam_coefficients(config_, matrix.adam->updates);
   }
-  std::vector<std::pair<at::Tensor, Update>> directions;
+  std::vector<VectorCommit> vectors;
   for (const VectorStep& step : data.vectors) {
-    directions.emplace_back(vector_direction(step, config_, moments_),
-                            update_of(*step.part, 1, config_.official_compat ? shrink : 0));
+    vectors.push_back({&step, vector_direction(step, config_, moments_),
+                       update_of(*step.part, 1, config_.official_compat ? shrink : 0), shadow_of(*step.part)});
   }
-  std::vector<UpdateStats> stats = commit_all(matrices, directions, data.vectors, config_.tile_elements);
+  const std::vector<UpdateStats> stats = commit_all(matrices, vectors, config_.tile_elements);
   for (size_t i = 0; i < matrices.size(); ++i) {
     const MatrixStep& step = *matrices[i].step;
     if (config_.apollo()) moments_[step.part->id] = step.apollo.next;
@@ -389,6 +427,7 @@ void StreamedUpdate::write(const ProposalData& data) {
 
 Status StreamedUpdate::apply(weights::GradientSet gradients) {
   const at::NoGradGuard no_grad;
+  LATHE_TRY(Optimizer::check(optimizer_.store_, optimizer_.config_));
   LATHE_TRY(check_rate(learning_rate_));
   for (const Parameter& parameter : optimizer_.store_.parameters()) {
     const auto write_pending = [&](PendingSteps pending) -> Status {
@@ -420,6 +459,7 @@ int64_t Optimizer::state_bytes() const {
   for (const Moments& moments : moments_) {
     if (moments.m.defined()) bytes += static_cast<int64_t>(moments.m.nbytes() + moments.v.nbytes());
   }
+  for (const at::Tensor& shadow : shadows_) bytes += shadow.defined() ? static_cast<int64_t>(shadow.nbytes()) : 0;
   return bytes;
 }
 

@@ -6,7 +6,7 @@
 // use AdamW in fp32 with every method but sgd. All ways of handing over a gradient, as factors or dense, at once or
 // streamed, lead through the same arithmetic.
 // Threads: one.
-// Memory: apollo_mini keeps 2 (rows or columns) fp32 numbers per matrix, adamw 8 bytes per weight; APOLLO also its
+// Memory: shadow rounding keeps 4 bytes per bf16 weight; apollo_mini keeps 2 (rows or columns) fp32 numbers per matrix, adamw 8 bytes per weight; APOLLO also its
 // projections, rank x (the smaller side) numbers each, until the next refresh. A Proposal keeps the
 // gradients alive until it is committed or dropped; dropping it changes nothing. From factors nothing of a weight's
 // size is allocated; a StreamedUpdate keeps one buffer of the largest part's size.
@@ -50,7 +50,8 @@ struct CommitReport {
 // before the next commit.
 struct OptimizerState {
   std::map<std::string, std::string> settings;  // what the state depends on
-  std::map<std::string, at::Tensor> tensors;    // TENSOR.m, .v fp32; TENSOR.updates int64 [1], .norm fp64 [1]
+  // TENSOR.m, .v fp32; TENSOR.updates int64 [1], .norm fp64 [1]; TENSOR.shadow fp32
+  std::map<std::string, at::Tensor> tensors;
 };
 
 struct ProposalData;
@@ -73,7 +74,11 @@ class Proposal {
 
 class Optimizer {
  public:
-  // `store` outlives the optimizer. config.validate() must hold.
+  // Whether these weights can be trained so: config.validate(), and that shadow rounding finds weights that need it and
+  // a device that has it.
+  static Status check(const weights::WeightStore& store, const OptimizerConfig& config);
+
+  // `store` outlives the optimizer. Without check() every update is refused with its error.
   Optimizer(const weights::WeightStore& store, OptimizerConfig config);
 
   // Reads gradients and state; changes neither weights nor state. A tensor without gradient, or with one of zeros, is
@@ -87,7 +92,8 @@ class Optimizer {
   OptimizerState state() const;
   // Continues, to the same bits, where state() was taken. Refuses by name, changing nothing: another method, rank,
   // refresh, seed or compatibility; a tensor that the model does not have or has with another shape; numbers that are
-  // not finite. Rates, betas, decay, limiter and rounding may differ: they are free to change between steps.
+  // not finite. Rates, betas, decay, limiter and rounding may differ: they are free to change between steps. Shadows
+  // that this run's rounding has no use for are dropped.
   Status restore(const OptimizerState& state);
 
   const OptimizerConfig& config() const { return config_; }
@@ -108,7 +114,8 @@ class Optimizer {
   const weights::WeightStore& store_;
   OptimizerConfig config_;
   int64_t updates_ = 0;
-  std::vector<Moments> moments_;  // by part id
+  std::vector<Moments> moments_;     // by part id
+  std::vector<at::Tensor> shadows_;  // by part id: fp32, once updated, of bf16 parts under shadow rounding
 };
 
 // One update, written piece by piece as gradients become complete: for so many tokens that factors of the whole model

@@ -441,6 +441,50 @@ TEST_F(Factored, ReportsWhatRoundingMadeOfTheUpdate) {
   EXPECT_GT(kept.total.changed, lost.total.changed);
 }
 
+// With gradients in fp32 shadow rounding is training in fp32, looked at through bf16; also where nearest loses all.
+TEST_F(Factored, ShadowsTrainAsFp32Weights) {
+  for (const Method method : {Method::kApolloMini, Method::kApollo, Method::kAdamW, Method::kSgd}) {
+    const auto narrow = make_store(at::kBFloat16);
+    weights::WeightStore wide;
+    for (const Parameter& p : narrow.parameters()) {
+      std::vector<std::pair<std::string, int64_t>> parts;
+      for (const Part& part : p.parts) parts.emplace_back(part.name, part.rows);
+      wide.add(p.name, p.data.to(at::kFloat), parts, p.vocabulary);
+    }
+    OptimizerConfig config{.method = method, .rank = 2, .weight_decay = 0.1};
+    Optimizer exact(wide, config);
+    config.rounding = kernels::Rounding::kShadow;
+    Optimizer shadowed(narrow, config);
+    for (int t = 0; t < 5; ++t) {
+      GradientSet set = make_gradients(wide);
+      for (const size_t index : {size_t{0}, size_t{2}})
+        set.matrices[index] = {.dense = dense(set.matrices[index], wide.parameters()[index])};
+      exact.commit(exact.propose(set, 1e-4).value());
+      shadowed.commit(shadowed.propose(std::move(set), 1e-4).value());
+    }
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_TRUE(at::equal(narrow.parameters()[i].data, wide.parameters()[i].data.to(at::kBFloat16)))
+          << method_name(method) << ", parameter " << i;
+    }
+    EXPECT_EQ(shadowed.state_bytes(), exact.state_bytes() + 4 * (16 * 8 + 8 + 40 * 8));
+  }
+}
+
+TEST_F(Factored, ShadowsOfFp32WeightsAreRefusedByName) {
+  const auto store = make_store(at::kFloat);
+  const OptimizerConfig config{.rounding = kernels::Rounding::kShadow};
+  const Status checked = Optimizer::check(store, config);
+  ASSERT_FALSE(checked.ok());
+  EXPECT_NE(checked.error().message.find("shadow rounding"), std::string::npos) << checked.error().message;
+  Optimizer optimizer(store, config);
+  EXPECT_FALSE(optimizer.propose(make_gradients(store), 1e-2).ok());
+  EXPECT_FALSE(StreamedUpdate(optimizer, 1e-2).apply(make_gradients(store)).ok());
+  EXPECT_TRUE(Optimizer::check(make_store(at::kBFloat16), config).ok());
+  EXPECT_FALSE(Optimizer::check(store, {.rank = 0}).ok());
+  EXPECT_EQ(parse_rounding("shadow").value(), kernels::Rounding::kShadow);
+  EXPECT_FALSE(parse_rounding("up").ok());
+}
+
 TEST_F(Factored, EmbeddingsCanBeFrozen) {
   const auto store = make_store(at::kFloat);
   const at::Tensor before = store.parameters()[2].data.clone();

@@ -74,6 +74,7 @@ OptimizerState Optimizer::state() const {
   state.settings["updates"] = std::to_string(updates_);
   for (const weights::Parameter& parameter : store_.parameters()) {
     for (const Part& part : parameter.parts) {
+      if (const at::Tensor& shadow = shadows_[part.id]; shadow.defined()) state.tensors[part.name + ".shadow"] = shadow;
       const Moments& moments = moments_[part.id];
       if (moments.updates == 0) continue;
       state.tensors[part.name + ".m"] = moments.m.cpu();
@@ -96,9 +97,15 @@ Status Optimizer::restore(const OptimizerState& state) {
   const auto count = state.settings.find("updates");
   const int64_t updates = LATHE_TRY(parse_updates(count == state.settings.end() ? "no" : count->second));
   std::vector<Moments> restored(moments_.size());
+  std::vector<at::Tensor> shadows(shadows_.size());
   size_t taken = 0;
   for (const weights::Parameter& parameter : store_.parameters()) {
     for (const Part& part : parameter.parts) {
+      if (state.tensors.contains(part.name + ".shadow")) {
+        const at::Tensor shadow = LATHE_TRY(take(state, part.name + ".shadow", at::kFloat, part.data.sizes()));
+        if (config_.rounding == kernels::Rounding::kShadow) shadows[part.id] = shadow.clone();
+        ++taken;
+      }
       if (!state.tensors.contains(part.name + ".m")) continue;
       restored[part.id] = LATHE_TRY(take_moments(state, part, moment_shape(part, parameter.vocabulary, config_)));
       taken += 4;
@@ -107,13 +114,14 @@ Status Optimizer::restore(const OptimizerState& state) {
   if (taken != state.tensors.size()) {
     for (const auto& [name, tensor] : state.tensors) {
       const std::string part = name.substr(0, name.rfind('.'));
-      if (!store_.find_part(part) || !state.tensors.contains(part + ".m")) {
+      if (!store_.find_part(part) || (!name.ends_with(".shadow") && !state.tensors.contains(part + ".m"))) {
         return invalid_argument("the optimizer state has " + name + ", for which this model has no place");
       }
     }
     return corruption("the optimizer state has tensors of unknown meaning");
   }
   moments_ = std::move(restored);
+  shadows_ = std::move(shadows);
   updates_ = updates;
   return {};
 }

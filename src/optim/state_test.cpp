@@ -51,10 +51,11 @@ std::vector<std::byte> encoded(const OptimizerState& state) {
   return file.data;
 }
 
-class Restored : public ::testing::TestWithParam<Method> {};
+class Restored : public ::testing::TestWithParam<std::tuple<Method, kernels::Rounding>> {};
 
 TEST_P(Restored, ContinuesToTheSameBits) {
-  const OptimizerConfig config{.method = GetParam(), .rank = 2, .refresh_every = 3};
+  const OptimizerConfig config{
+      .method = std::get<0>(GetParam()), .rank = 2, .refresh_every = 3, .rounding = std::get<1>(GetParam())};
   const auto store = make_store();
   Optimizer whole(store, config);
   for (int64_t i = 0; i < 4; ++i) step(whole, store, i);
@@ -71,8 +72,21 @@ TEST_P(Restored, ContinuesToTheSameBits) {
   EXPECT_EQ(encoded(whole.state()), encoded(resumed.state()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, Restored,
-                         ::testing::Values(Method::kApolloMini, Method::kApollo, Method::kAdamW, Method::kSgd));
+INSTANTIATE_TEST_SUITE_P(
+    Methods, Restored,
+    ::testing::Combine(::testing::Values(Method::kApolloMini, Method::kApollo, Method::kAdamW, Method::kSgd),
+                       ::testing::Values(kernels::Rounding::kStochastic, kernels::Rounding::kShadow)));
+
+TEST(State, DropsShadowsThatARunHasNoUseFor) {
+  const auto store = make_store();
+  Optimizer shadowed(store, {.method = Method::kSgd, .rounding = kernels::Rounding::kShadow}),
+      plain(store, {.method = Method::kSgd});
+  step(shadowed, store, 0);
+  EXPECT_TRUE(shadowed.state().tensors.contains("a.shadow"));
+  ASSERT_TRUE(plain.restore(shadowed.state()).ok());
+  EXPECT_TRUE(plain.state().tensors.empty());
+  EXPECT_EQ(plain.updates(), 1);
+}
 
 // apollo_mini of rank r keeps 2 r fp32 numbers per line of the larger side; adamw two per weight; P is never kept.
 TEST(State, IsAsLargeAsPromised) {
@@ -148,6 +162,9 @@ TEST_F(Refusal, OfDamagedNumbersNamesTheTensor) {
   EXPECT_TRUE(names(with("b.m", at::full({1, 8}, NAN)), "b.m"));
   EXPECT_TRUE(names(with("b.v", at::full({1, 8}, -1.0)), "b.v"));
   EXPECT_TRUE(names(with("a.updates", at::zeros({1}, at::kLong)), "a.updates"));
+  EXPECT_TRUE(names(with("a.shadow", at::ones({9, 8})), "a.shadow"));
+  EXPECT_TRUE(names(with("a.shadow", at::full({10, 8}, NAN)), "a.shadow"));
+  EXPECT_TRUE(names(with("stranger.shadow", at::ones({9, 8})), "stranger.shadow"));
   EXPECT_TRUE(names(with("a.norm", at::full({1}, -1.0, at::kDouble)), "a.norm"));
   OptimizerState state = good_;
   state.settings["updates"] = "2x";
