@@ -10,8 +10,7 @@ namespace lathe::api {
 namespace {
 
 // A message with content in parts, tool calls or other fields keeps its JSON; the template decides what it shows.
-Result<text::Message> parse_message(const Json& json, size_t index) {
-  const std::string name = "messages[" + std::to_string(index) + "]";
+Result<text::Message> parse_message(const Json& json, const std::string& name) {
   if (!json.is_object()) return invalid_argument("'" + name + "' must be an object");
   Fields fields(json);
   text::Message message{.role = fields.text("role").value_or("")};
@@ -30,12 +29,16 @@ Result<text::Message> parse_message(const Json& json, size_t index) {
   return message;
 }
 
-Result<std::vector<text::Message>> parse_messages(const Json& json) {
-  if (!json.contains("messages")) return invalid_argument("'messages' is missing");
-  if (!json["messages"].is_array() || json["messages"].empty())
-    return invalid_argument("'messages' must be a list that is not empty");
+Result<std::vector<text::Message>> parse_messages(const Json& json, const std::string& list,
+                                                  const std::string& prefix = "") {
+  const std::string name = prefix + list;
+  if (!json.contains(list)) return invalid_argument("'" + name + "' is missing");
+  if (!json[list].is_array() || json[list].empty())
+    return invalid_argument("'" + name + "' must be a list that is not empty");
   std::vector<text::Message> messages;
-  for (const Json& entry : json["messages"]) messages.push_back(LATHE_TRY(parse_message(entry, messages.size())));
+  for (const Json& entry : json[list]) {
+    messages.push_back(LATHE_TRY(parse_message(entry, name + "[" + std::to_string(messages.size()) + "]")));
+  }
   return messages;
 }
 
@@ -94,7 +97,7 @@ void read_generation(Fields& fields, GenerationRequest& out) {
 Result<ChatRequest> read_chat(const Json& json) {
   Fields fields(json);
   ChatRequest request;
-  request.messages = LATHE_TRY(parse_messages(json));
+  request.messages = LATHE_TRY(parse_messages(json, "messages"));
   read_generation(fields, request.generation);
   read_render(fields, request.render);
   request.generation.logprobs = fields.flag("logprobs").value_or(false);
@@ -184,7 +187,7 @@ Result<std::vector<float>> parse_turns(const Json& json, const Json* turns, bool
 
 Result<LearnExample> read_example(const Json& json, Fields& fields, bool all_by_default = false) {
   LearnExample example;
-  example.messages = LATHE_TRY(parse_messages(json));
+  example.messages = LATHE_TRY(parse_messages(json, "messages"));
   const bool has_turns = fields.has("turns");
   example.turn_weights = LATHE_TRY(parse_turns(json, has_turns ? &json["turns"] : nullptr, all_by_default));
   read_render(fields, example.render);
@@ -296,6 +299,41 @@ Result<LearnExample> parse_training_line(std::string_view line) {
   Fields fields(json);
   LearnExample example = LATHE_TRY(read_example(json, fields, /*all_by_default=*/true));
   return example;
+}
+
+namespace {
+
+// The prompt with one of the two answers behind it; only the answer is graded.
+Result<LearnExample> with_answer(LearnExample prompt, const Json& json, const std::string& list) {
+  for (text::Message& message : LATHE_TRY(parse_messages(json, list))) {
+    if (message.role != "assistant") return invalid_argument("'" + list + "' may hold assistant messages only");
+    prompt.messages.push_back(std::move(message));
+    prompt.turn_weights.push_back(1);
+  }
+  return prompt;
+}
+
+}  // namespace
+
+Result<PreferencePair> parse_preference_line(std::string_view line) {
+  const Json json = LATHE_TRY(parse_object(line, "the line"));
+  if (!json.contains("input") || !json["input"].is_object()) {
+    return invalid_argument(
+        "'input' is missing; a line of preferences is {\"input\": {\"messages\": [...]}, \"preferred_output\": [...], "
+        "\"non_preferred_output\": [...]}");
+  }
+  LearnExample prompt{.messages = LATHE_TRY(parse_messages(json["input"], "messages", "input."))};
+  for (const text::Message& message : prompt.messages) {
+    if (message.role == "assistant") prompt.turn_weights.push_back(0);
+  }
+  Fields input(json["input"]);
+  read_render(input, prompt.render);
+  LATHE_TRY(input.status().at("input"));
+  PreferencePair pair{.preferred = LATHE_TRY(with_answer(prompt, json, "preferred_output")),
+                      .rejected = LATHE_TRY(with_answer(prompt, json, "non_preferred_output"))};
+  if (json["preferred_output"] == json["non_preferred_output"])
+    return invalid_argument("'preferred_output' and 'non_preferred_output' are the same");
+  return pair;
 }
 
 }  // namespace lathe::api

@@ -86,4 +86,13 @@ Result<LearnRequest> parse_learn(std::string_view body);
 // message.
 Result<LearnExample> parse_training_line(std::string_view line);
 
+// Two answers to one prompt. Only the answers are graded; `json` of both is empty.
+struct PreferencePair {
+  LearnExample preferred, rejected;
+};
+
+// One line of OpenAI's preference JSONL: {"input": {"messages": [...], "tools": [...]}, "preferred_output": [...],
+// "non_preferred_output": [...]}, each output a list of assistant messages. Refuses two outputs that are the same.
+Result<PreferencePair> parse_preference_line(std::string_view line);
+
 }  // namespace lathe::api
