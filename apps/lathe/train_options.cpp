@@ -1,0 +1,133 @@
+#include "train_options.h"
+
+#include <CLI/CLI.hpp>
+
+namespace lathe::cli {
+namespace {
+
+void add_data_options(CLI::App& app, TrainOptions& o) {
+  auto& plan = o.run.plan;
+  app.add_option("MODEL_DIR", o.directory, "The model directory; it is changed in place, once, at the end")->required();
+  app.add_option(
+         "DATA", o.data,
+         "JSONL. sft: {\"messages\": [...]} per line, with optional \"weight\" per assistant message. "
+         "dpo: {\"input\": {\"messages\": [...]}, \"preferred_output\": [...], \"non_preferred_output\": [...]}")
+      ->required();
+  app.add_option("--batch", plan.batch, "Conversations (dpo: pairs) per micro-batch, at most")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--max-tokens", plan.max_tokens, "Tokens per micro-batch, at most; 0: no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--accumulate", plan.accumulate, "Micro-batches per step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--epochs", plan.epochs, "Times through the data")->check(CLI::Range(1, 10000))->capture_default_str();
+  app.add_option("--max-steps", plan.max_steps, "Stop after this many; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--seed", plan.seed, "Of order, projections and rounding")->capture_default_str();
+}
+
+void add_objective_options(CLI::App& app, TrainOptions& o) {
+  auto& objective = o.run.objective;
+  app.add_option("--method", o.method, "sft: supervised fine-tuning; dpo: direct preference optimisation on pairs")
+      ->check(CLI::IsMember({"sft", "dpo"}))
+      ->capture_default_str();
+  app.add_option("--beta", objective.beta, "Of dpo: how strongly the reference holds")
+      ->check(CLI::Range(1e-6, 1e3))
+      ->capture_default_str();
+  app.add_option("--kl", objective.kl, "Of sft: coefficient of the KL to the weights the run begins with; 0: none")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--kl-tokens", objective.kl_tokens, "Of --kl: most probable tokens stored per graded token")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--context", o.context, "frozen: no gradient through context; exact: through everything")
+      ->check(CLI::IsMember({"frozen", "exact"}))
+      ->capture_default_str();
+}
+
+void add_optimizer_options(CLI::App& app, TrainOptions& o) {
+  auto& optimizer = o.run.optimizer;
+  auto& schedule = o.run.schedule;
+  app.add_option("--lr", schedule.peak, "Learning rate, as for AdamW")
+      ->check(CLI::Range(1e-9, 1.0))
+      ->capture_default_str();
+  app.add_option("--schedule", o.schedule, "Of the learning rate, behind the warm-up: constant, linear or cosine")
+      ->check(CLI::IsMember({"constant", "linear", "cosine"}))
+      ->capture_default_str();
+  app.add_option("--warmup", schedule.warmup_steps, "Steps in which the learning rate rises to --lr")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--final-lr", schedule.final_fraction, "Where linear and cosine end, as a fraction of --lr")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--optimizer", o.optimizer, "apollo_mini, apollo, adamw or sgd")
+      ->check(CLI::IsMember({"apollo_mini", "apollo", "adamw", "sgd"}))
+      ->capture_default_str();
+  app.add_option("--rank", o.rank, "Of APOLLO's projection; default 1 for apollo_mini, 128 for apollo")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--scale", o.scale, "Square of APOLLO's scale factor; default: such that --lr means AdamW's")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--weight-decay", optimizer.weight_decay, "Decoupled weight decay of matrices")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--rounding", o.rounding, "Of bf16 weights: stochastic or nearest")
+      ->check(CLI::IsMember({"stochastic", "nearest"}))
+      ->capture_default_str();
+  app.add_flag("--freeze-embeddings", o.freeze_embeddings, "Leave embedding and head as they are");
+}
+
+void add_run_options(CLI::App& app, TrainOptions& o) {
+  auto* file = app.add_option("--eval", o.evaluation, "An evaluation set, in DATA's format");
+  app.add_option("--eval-fraction", o.evaluation_fraction, "Hold this part of DATA out for evaluation")
+      ->check(CLI::Range(0.0, 0.9))
+      ->excludes(file);
+  app.add_option("--eval-every", o.run.evaluate_every, "Steps between evaluations; 0: only at both ends")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--patience", o.run.patience,
+                 "Stop after so many evaluations without a new best, and keep the best weights; 0: never")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--save-every", o.run.save_steps, "Steps between saved states to resume from; 0: by time only")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--save-seconds", o.run.save_seconds, "Seconds between saved states; 0: by steps only")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  auto* resume = app.add_flag("--resume", o.resume, "Continue an unfinished run where its last saved state left it");
+  app.add_flag("--restart", o.restart, "Discard an unfinished run and begin anew")->excludes(resume);
+  app.add_option("--report", o.report, "Folder for loss.csv, loss.svg, loss.png and tensors.csv");
+  app.add_flag("--dry-run", o.dry_run, "Check everything, say what it would take, and change nothing");
+  app.add_flag("--quiet", o.quiet, "No progress bar");
+  app.add_flag("--verbose", o.verbose, "A line per step, with the share of this machine's measured limit");
+  app.add_flag("--json", o.json, "The outcome as one JSON object on standard output");
+}
+
+}  // namespace
+
+void add_train_options(CLI::App& app, TrainOptions& options) {
+  options.run.schedule.peak = 2e-5;
+  add_data_options(app, options);
+  add_objective_options(app, options);
+  add_optimizer_options(app, options);
+  add_run_options(app, options);
+}
+
+Result<train::RunSettings> TrainOptions::settings() const {
+  train::RunSettings settings = run;
+  settings.objective.preferences = method == "dpo";
+  settings.optimizer.method = LATHE_TRY(optim::parse_method(optimizer));
+  settings.optimizer.rank = rank;
+  settings.optimizer.scale = scale;
+  settings.optimizer.rounding = rounding == "nearest" ? kernels::Rounding::kNearest : kernels::Rounding::kStochastic;
+  settings.optimizer.train_embeddings = !freeze_embeddings;
+  settings.optimizer.seed = settings.plan.seed;
+  settings.schedule.decay = LATHE_TRY(optim::parse_decay(schedule));
+  settings.step.context = context == "exact" ? data::ContextMode::kExact : data::ContextMode::kFrozen;
+  return settings;
+}
+
+}  // namespace lathe::cli
