@@ -76,6 +76,11 @@ void add_optimizer_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--rounding", o.rounding, "Of bf16 weights: stochastic or nearest")
       ->check(CLI::IsMember({"stochastic", "nearest"}))
       ->capture_default_str();
+  app.add_option("--gradients", o.gradients,
+                 "factored: as factors, memory grows with graded tokens; streaming: written layer by layer; dense: 4 "
+                 "bytes per weight")
+      ->check(CLI::IsMember({"factored", "streaming", "dense"}))
+      ->capture_default_str();
   app.add_flag("--freeze-embeddings", o.freeze_embeddings, "Leave embedding and head as they are");
 }
 
@@ -127,6 +132,9 @@ Result<train::RunSettings> TrainOptions::settings() const {
   settings.optimizer.seed = settings.plan.seed;
   settings.schedule.decay = LATHE_TRY(optim::parse_decay(schedule));
   settings.step.context = context == "exact" ? data::ContextMode::kExact : data::ContextMode::kFrozen;
+  settings.step.gradients = gradients == "streaming" ? train::GradientPath::kStreaming
+                            : gradients == "dense"   ? train::GradientPath::kDense
+                                                     : train::GradientPath::kFactored;
   return settings;
 }
 

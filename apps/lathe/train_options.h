@@ -24,7 +24,7 @@ struct TrainOptions {
 
   // As typed; settings() makes them the run's.
   std::string method = "sft", optimizer = "apollo_mini", schedule = "constant", rounding = "stochastic";
-  std::string context = "frozen";
+  std::string context = "frozen", gradients = "factored";
   bool freeze_embeddings = false;
   std::optional<int64_t> rank;
   std::optional<double> scale;

@@ -31,6 +31,9 @@ Status RunSettings::validate() const {
   LATHE_TRY(plan.validate());
   LATHE_TRY(optimizer.validate());
   LATHE_TRY(schedule.validate());
+  if (step.gradients == GradientPath::kStreaming && plan.accumulate > 1) {
+    return invalid_argument("streamed gradients are written once each: accumulate needs them as factors or dense");
+  }
   if (evaluate_every < 0) return invalid_argument("evaluate_every must be 0 (only at both ends) or more");
   if (patience < 0) return invalid_argument("patience must be 0 (never stop early) or more");
   if (save_steps < 0 || save_seconds < 0) return invalid_argument("save_steps and save_seconds must not be negative");
@@ -68,6 +71,7 @@ std::map<std::string, std::string> RunSettings::fingerprint() const {
           {"warm-up", std::to_string(schedule.warmup_steps)},
           {"final fraction", exact(schedule.final_fraction)},
           {"context", step.context == data::ContextMode::kExact ? "exact" : "frozen"},
+          {"gradients", std::to_string(static_cast<int>(step.gradients))},
           {"chunk rows", std::to_string(step.chunk_rows)},
           {"evaluate every", std::to_string(evaluate_every)},
           {"patience", std::to_string(patience)},
@@ -188,17 +192,20 @@ Status Run::step(RunObserver& observer) {
   const data::StepBatches& batches = plan_[state_.step];
   StepOptions options = settings_.step;
   options.learning_rate = settings_.schedule.lr_at(state_.step);
-  if (batches.size() != 1) return unsupported("several micro-batches per step");
-  const Lesson lesson = training_.lesson(batches[0]);
-  StepProposal proposal = LATHE_TRY(trainer_.propose(lesson.examples, options, *lesson.objective));
+  std::vector<Lesson> lessons;
+  std::vector<MicroBatch> micro_batches;
+  for (const data::MicroBatch& items : batches) lessons.push_back(training_.lesson(items));
+  for (const Lesson& lesson : lessons) micro_batches.push_back({lesson.examples, lesson.objective.get()});
+  const StepReport report =
+      LATHE_TRY(trainer_.step(micro_batches, options).at("step " + std::to_string(state_.step + 1)));
+  if (report.stopped) return *report.stopped;
   StepRecord record{.step = state_.step + 1,
-                    .loss = proposal.loss,
+                    .loss = report.loss,
                     .learning_rate = options.learning_rate,
-                    .tokens = proposal.tokens,
-                    .graded_tokens = proposal.graded_tokens};
-  const StepReport report = LATHE_TRY(trainer_.commit(std::move(proposal)));
+                    .gradient_norm = report.commit.gradient_norm,
+                    .tokens = report.tokens,
+                    .graded_tokens = report.graded_tokens};
   const kernels::UpdateStats& total = report.commit.total;
-  record.gradient_norm = report.commit.gradient_norm;
   record.changed_fraction =
       static_cast<double>(total.changed) / static_cast<double>(std::max<int64_t>(total.elements, 1));
   record.realised = total.intended_squared > 0 ? total.realised_dot / total.intended_squared : 1;

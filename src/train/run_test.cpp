@@ -110,6 +110,8 @@ class AnyObjective : public ::testing::TestWithParam<const char*> {
       settings_.schedule = {.peak = 2e-3};
     }
     if (name == "adamw") settings_.optimizer.method = optim::Method::kAdamW;
+    if (name == "kl") settings_.plan.accumulate = 2;
+    if (name == "sft") settings_.step.gradients = GradientPath::kStreaming;
   }
   RunSettings settings_;
 };
