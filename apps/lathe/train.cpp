@@ -8,9 +8,12 @@
 #include <optional>
 
 #include "api/training_file.h"
+#include "checkpoint/history.h"
 #include "checkpoint/sync.h"
 #include "commands.h"
+#include "gpu/device.h"
 #include "model/model.h"
+#include "optim/state_file.h"
 #include "text/text.h"
 #include "train/run.h"
 #include "train_options.h"
@@ -62,16 +65,15 @@ void print_outcome(const TrainOptions& options, const train::RunOutcome& outcome
                                          {"steps", outcome.steps},
                                          {"planned_steps", planned},
                                          {"installed_step", outcome.installed},
-                                         {"version", outcome.sync.now.version},
-                                         {"bytes_written", outcome.sync.bytes_written}};
+                                         {"version", outcome.version},
+                                         {"delta_bytes", outcome.delta_bytes}};
     std::puts(json.dump().c_str());
   } else if (outcome.end == End::kDone) {
     std::printf(
-        "done after %ld of %ld steps: %s holds version %ld, the weights of step %ld (%.1f MiB written); "
+        "done after %ld of %ld steps: %s holds version %ld, the weights of step %ld (%.1f MiB of changes); "
         "`lathe rollback` undoes it\n",
-        static_cast<long>(outcome.steps), static_cast<long>(planned), directory,
-        static_cast<long>(outcome.sync.now.version), static_cast<long>(outcome.installed),
-        static_cast<double>(outcome.sync.bytes_written) / (1 << 20));
+        static_cast<long>(outcome.steps), static_cast<long>(planned), directory, static_cast<long>(outcome.version),
+        static_cast<long>(outcome.installed), static_cast<double>(outcome.delta_bytes) / (1 << 20));
   } else if (outcome.end == End::kNoBetter) {
     std::printf(
         "stopped after %ld of %ld steps: no evaluation was better than the one before the first step; %s is "
@@ -79,7 +81,7 @@ void print_outcome(const TrainOptions& options, const train::RunOutcome& outcome
         static_cast<long>(outcome.steps), static_cast<long>(planned), directory);
   } else if (outcome.end == End::kWasDone) {
     std::printf("the run was complete: %s holds its result, version %ld\n", directory,
-                static_cast<long>(outcome.sync.now.version));
+                static_cast<long>(outcome.version));
   } else if (outcome.steps > 0) {
     std::printf("interrupted after %ld of %ld steps: %s is unchanged; the same command with --resume goes on\n",
                 static_cast<long>(outcome.steps), static_cast<long>(planned), directory);
@@ -88,19 +90,43 @@ void print_outcome(const TrainOptions& options, const train::RunOutcome& outcome
   }
 }
 
+// Finishes what a crash interrupted.
+Status recover(io::Env& env, const std::string& directory) {
+  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
+  LATHE_TRY(checkpoint::recover(env, directory));
+  return {};
+}
+
+// The optimizer state of the version that the directory holds.
+Status restore_optimizer(io::Env& env, const std::string& directory, optim::Optimizer& optimizer) {
+  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
+  const auto history = LATHE_TRY(checkpoint::History::open(env, directory));
+  const checkpoint::DeltaFile* delta = history.leading_to(history.head().version);
+  const checkpoint::DeltaReader* reader = delta ? LATHE_TRY(history.reader(*delta)) : nullptr;
+  const auto* state = reader ? reader->find_attachment(checkpoint::kOptimizerName) : nullptr;
+  if (!state) {
+    return not_found("version " + std::to_string(history.head().version) + " of " + directory +
+                     " has no optimizer state to go on with; leave out --keep-optimizer");
+  }
+  const std::string bytes = LATHE_TRY(reader->attachment_text(*state, uint64_t{1} << 40));
+  return optimizer.restore(LATHE_TRY(optim::read_state(std::as_bytes(std::span(bytes)))));
+}
+
 // Done, or an outcome that is none: then false.
 Result<bool> train(const TrainOptions& options) {
   io::Env& env = io::posix_env();
   const train::RunSettings settings = LATHE_TRY(options.settings());
-  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, options.directory));
-  LATHE_TRY(checkpoint::recover(env, options.directory));
-  const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
-  const model::LoadedModel loaded = LATHE_TRY(model::load_model(env, options.directory));
   LATHE_TRY(settings.validate());
+  const c10::Device device = LATHE_TRY(gpu::open(options.device));
+  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, options.directory));
+  LATHE_TRY(recover(env, options.directory));
+  const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
+  const model::LoadedModel loaded = LATHE_TRY(model::load_model(env, options.directory, {.device = device}));
   Data data = LATHE_TRY(read_data(options, settings, text, loaded.model->config()));
 
   weights::Gate gate;
   train::Trainer trainer(*loaded.model, *loaded.store, gate, settings.optimizer);
+  if (options.keep_optimizer) LATHE_TRY(restore_optimizer(env, options.directory, trainer.optimizer()));
   train::Run run(env, options.directory, *loaded.store, trainer, settings, *data.training,
                  data.evaluation ? &*data.evaluation : nullptr, data.hashes);
   using Begin = train::Run::Begin;

@@ -104,6 +104,12 @@ void add_run_options(CLI::App& app, TrainOptions& o) {
       ->capture_default_str();
   auto* resume = app.add_flag("--resume", o.resume, "Continue an unfinished run where its last saved state left it");
   app.add_flag("--restart", o.restart, "Discard an unfinished run and begin anew")->excludes(resume);
+  app.add_flag("--keep-optimizer", o.keep_optimizer,
+               "Begin with the optimizer state that the last finished `lathe train` left, instead of none");
+  app.add_flag("--materialize", o.run.materialize, "Replace shards that are symbolic links by copies");
+  app.add_option("--device", o.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")
+      ->envname("LATHE_DEVICE")
+      ->capture_default_str();
   app.add_option("--report", o.report, "Folder for loss.csv, loss.svg, loss.png and tensors.csv");
   app.add_flag("--dry-run", o.dry_run, "Check everything, say what it would take, and change nothing");
   app.add_flag("--quiet", o.quiet, "No progress bar");
@@ -129,6 +135,7 @@ Result<train::RunSettings> TrainOptions::settings() const {
   settings.optimizer.scale = scale;
   settings.optimizer.rounding = rounding == "nearest" ? kernels::Rounding::kNearest : kernels::Rounding::kStochastic;
   settings.optimizer.train_embeddings = !freeze_embeddings;
+  settings.note = data;
   settings.optimizer.seed = settings.plan.seed;
   settings.schedule.decay = LATHE_TRY(optim::parse_decay(schedule));
   settings.step.context = context == "exact" ? data::ContextMode::kExact : data::ContextMode::kFrozen;

@@ -6,6 +6,11 @@
 #include <charconv>
 #include <cmath>
 
+#include "checkpoint/model_dir.h"
+#include "checkpoint/sync.h"
+#include "optim/state_file.h"
+#include "weights/live_tensors.h"
+
 namespace lathe::train {
 namespace {
 
@@ -21,6 +26,18 @@ std::string exact(double value) {
   return {text, std::to_chars(text, text + sizeof text, value).ptr};
 }
 
+// Hands on what is appended.
+class Forward final : public io::WritableFile {
+ public:
+  explicit Forward(const checkpoint::Attachment::Sink& sink) : sink_(sink) {}
+  Status append(std::span<const std::byte> bytes) override { return sink_(bytes); }
+  Status sync() override { return {}; }
+  Status close() override { return {}; }
+
+ private:
+  const checkpoint::Attachment::Sink& sink_;
+};
+
 // Settings that may differ in a resumed run, at the price of other last bits.
 constexpr const char* kThreads = "threads";
 
@@ -30,7 +47,6 @@ Status RunSettings::validate() const {
   LATHE_TRY(objective.validate());
   LATHE_TRY(plan.validate());
   LATHE_TRY(optimizer.validate());
-  LATHE_TRY(schedule.validate());
   if (step.gradients == GradientPath::kStreaming && plan.accumulate > 1) {
     return invalid_argument("streamed gradients are written once each: accumulate needs them as factors or dense");
   }
@@ -102,11 +118,28 @@ Status Run::prepare(Begin begin) {
   }
   settings_.schedule.steps = planned_steps();
   LATHE_TRY(settings_.validate());
+  LATHE_TRY(settings_.schedule.validate());
+  if (!settings_.materialize) LATHE_TRY(refuse_links());
   on_disk_ = LATHE_TRY(checkpoint::read_version(env_, directory_));
-  fingerprint_["model"] = weights_hash(store_);
+  fingerprint_["device"] = store_.parameters().front().data.device().str();
+  fingerprint_["begins with"] = begins_with();
+  fingerprint_["model"] = LATHE_TRY(weights_hash(store_));
 
   state_.settings = fingerprint_;
   return begin == Begin::kRestart ? Status() : find_unfinished();
+}
+
+// What the last act would refuse is refused before the first.
+Status Run::refuse_links() const {
+  const auto dir = LATHE_TRY(checkpoint::ModelDir::open(env_, directory_));
+  for (const checkpoint::Shard& shard : dir.shards()) {
+    const std::string path = directory_ + "/" + shard.file;
+    if (LATHE_TRY(env_.stat(path)).is_symlink) {
+      return unsupported(path + " is a symbolic link, as in a Hugging Face cache; add --materialize to replace the " +
+                         "links by copies");
+    }
+  }
+  return {};
 }
 
 Status Run::find_unfinished() {
@@ -121,6 +154,12 @@ Status Run::find_unfinished() {
                                       " steps; --resume continues it, --restart discards it"};
   }
   return {};
+}
+
+// A run may begin with the optimizer state of an earlier one.
+std::string Run::begins_with() const {
+  const int64_t updates = trainer_.optimizer().updates();
+  return updates == 0 ? "no optimizer state" : "the optimizer state of " + std::to_string(updates) + " updates";
 }
 
 Status Run::check_same_run(const RunState& unfinished) const {
@@ -144,7 +183,7 @@ Result<RunOutcome> Run::execute(RunObserver& observer, const std::function<bool(
   if (begin_ != Begin::kResume) LATHE_TRY(run_directory_.discard());  // also what a discarded run may have left
   if (begin_ == Begin::kResume && state_.installs == fingerprint_["model"]) {  // killed between the last two acts
     LATHE_TRY(run_directory_.discard());
-    return RunOutcome{.end = RunOutcome::End::kWasDone, .sync = {.now = on_disk_}};
+    return RunOutcome{.end = RunOutcome::End::kWasDone, .version = on_disk_};
   }
   const Status referenced = take_references(observer, stop);
   if (!referenced.ok() && referenced.error().code == Code::kCancelled)
@@ -266,7 +305,7 @@ bool Run::out_of_patience() const {
 }
 
 Result<RunOutcome> Run::install(RunObserver& observer) {
-  RunOutcome outcome{.steps = state_.step, .installed = state_.step, .sync = {.now = on_disk_}};
+  RunOutcome outcome{.steps = state_.step, .installed = state_.step, .version = on_disk_};
   if (settings_.patience > 0 && best()->step != state_.step) {
     outcome.installed = best()->step;
     if (outcome.installed == 0) {
@@ -274,9 +313,10 @@ Result<RunOutcome> Run::install(RunObserver& observer) {
       LATHE_TRY(run_directory_.discard());
       return outcome;
     }
+    LATHE_TRY(run_directory_.restore_optimizer(state_.best_slot, trainer_.optimizer()));
     LATHE_TRY(run_directory_.restore_weights(state_.best_slot, store_));
   }
-  const auto written = write_result(on_disk_.version + outcome.installed);
+  const auto written = write_result(on_disk_ + outcome.installed);
   if (!written.ok()) {
     if (saved_step_ != state_.step && outcome.installed == state_.step) {
       const Status saved = save(observer, /*best=*/false);
@@ -285,7 +325,8 @@ Result<RunOutcome> Run::install(RunObserver& observer) {
     return written.error().at("the result could not be written; --resume goes on from step " +
                               std::to_string(saved_step_));
   }
-  outcome.sync = *written;
+  outcome.version = written->version;
+  outcome.delta_bytes = written->delta_bytes;
   LATHE_TRY(run_directory_.discard());
   return outcome;
 }
@@ -293,15 +334,18 @@ Result<RunOutcome> Run::install(RunObserver& observer) {
 Result<checkpoint::SyncReport> Run::write_result(int64_t version) {
   // A saved run learns what it becomes, so that one killed behind this is not taken for another model's.
   if (auto saved = LATHE_TRY(run_directory_.read())) {
-    saved->installs = weights_hash(store_);
+    saved->installs = LATHE_TRY(weights_hash(store_));
     LATHE_TRY(run_directory_.save_record(*saved));
   }
-  const checkpoint::LiveTensor live = [&](std::string_view name) -> std::optional<std::span<const std::byte>> {
-    const weights::Part* part = store_.find_part(name);
-    if (!part) return std::nullopt;
-    return weights::WeightStore::bytes(*part);
-  };
-  return checkpoint::sync(env_, directory_, live, version);
+  const checkpoint::Attachment optimizer{.name = checkpoint::kOptimizerName,
+                                         .write = [&](const checkpoint::Attachment::Sink& sink) -> Status {
+                                           Forward file(sink);
+                                           return optim::write_state(trainer_.optimizer().state(), file);
+                                         }};
+  checkpoint::SyncOptions options{
+      .record = {.kind = "train", .note = settings_.note}, .materialize = settings_.materialize, .even_if_equal = true};
+  options.attachments.push_back(optimizer);
+  return checkpoint::sync(env_, directory_, weights::LiveTensors(store_), version, options);
 }
 
 }  // namespace lathe::train

@@ -37,8 +37,10 @@ struct RunSettings {
   int64_t patience = 0;    // evaluations without a new best before the run stops; 0: never, and the last weights stay
   int64_t save_steps = 0;  // steps between saved states; 0: by time only
   double save_seconds = 600;  // seconds between saved states; 0: by steps only
+  std::string note;           // of the version that the run makes, for people
+  bool materialize = false;   // replace shards that are symbolic links by copies, instead of refusing them
 
-  Status validate() const;
+  Status validate() const;  // all but the schedule, which needs a plan
   // All that the result depends on, for comparison with those of an unfinished run.
   std::map<std::string, std::string> fingerprint() const;
 };
@@ -62,9 +64,10 @@ struct RunOutcome {
     kWasDone,      // an earlier process had installed the result, and was killed before it could say so
   };
   End end = End::kDone;
-  int64_t steps = 0;      // done in all
-  int64_t installed = 0;  // the step whose weights the directory holds; 0: those before the run
-  checkpoint::SyncReport sync;
+  int64_t steps = 0;         // done in all
+  int64_t installed = 0;     // the step whose weights the directory holds; 0: those before the run
+  int64_t version = 0;       // of the directory
+  uint64_t delta_bytes = 0;  // of the version's delta file
 };
 
 class Run {
@@ -93,6 +96,8 @@ class Run {
   const RunState& state() const { return state_; }
 
  private:
+  Status refuse_links() const;
+  std::string begins_with() const;
   Status find_unfinished();
   Status check_same_run(const RunState& unfinished) const;
   Status take_references(RunObserver& observer, const std::function<bool()>& stop);
@@ -118,7 +123,7 @@ class Run {
   std::map<std::string, std::string> fingerprint_;
   std::vector<data::StepBatches> plan_;
   std::vector<data::MicroBatch> evaluation_batches_;
-  checkpoint::DirectoryVersion on_disk_;
+  int64_t on_disk_ = 0;  // the directory's version
   Begin begin_ = Begin::kNew;
   RunState state_;
   int64_t saved_step_ = 0;

@@ -12,6 +12,7 @@
 #include "checkpoint/model_dir.h"
 #include "checkpoint/safetensors.h"
 #include "optim/state_file.h"
+#include "weights/live_tensors.h"
 
 namespace lathe::train {
 namespace {
@@ -23,6 +24,7 @@ constexpr const char* kSlots[] = {"a", "b", "c"};
 constexpr const char* kWeights = "/model.safetensors";
 constexpr const char* kOptimizer = "/optimizer.safetensors";
 constexpr const char* kNew = ".lathe-new";
+constexpr uint64_t kBlockBytes = uint64_t{4} << 20;
 
 // One column per field, so that a long history stays small.
 Json to_json(const std::vector<StepRecord>& steps) {
@@ -93,6 +95,24 @@ checkpoint::Dtype file_dtype(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kFloat ? checkpoint::Dtype::kF32 : checkpoint::Dtype::kBF16;
 }
 
+// All weights in order, from whatever device they are on, a few MiB at a time.
+Status for_each_block(const weights::WeightStore& store,
+                      const std::function<Status(const weights::Part&, std::span<const std::byte>)>& visit) {
+  const weights::LiveTensors live(store);
+  std::vector<std::byte> block;
+  for (const weights::Parameter& parameter : store.parameters()) {
+    for (const weights::Part& part : parameter.parts) {
+      const uint64_t size = part.data.nbytes();
+      for (uint64_t done = 0; done < size; done += block.size()) {
+        block.resize(std::min<uint64_t>(kBlockBytes, size - done));
+        LATHE_TRY(live.read(part.name, done, block));
+        LATHE_TRY(visit(part, block));
+      }
+    }
+  }
+  return {};
+}
+
 Status write_weights(const weights::WeightStore& store, io::WritableFile& file) {
   std::vector<checkpoint::TensorInfo> infos;
   for (const weights::Parameter& parameter : store.parameters()) {
@@ -101,10 +121,8 @@ Status write_weights(const weights::WeightStore& store, io::WritableFile& file) 
   }
   const std::string header = checkpoint::format_header(infos, {{"format", "pt"}});
   LATHE_TRY(file.append(std::as_bytes(std::span(header))));
-  for (const weights::Parameter& parameter : store.parameters()) {
-    for (const weights::Part& part : parameter.parts) LATHE_TRY(file.append(weights::WeightStore::bytes(part)));
-  }
-  return {};
+  return for_each_block(store,
+                        [&](const weights::Part&, std::span<const std::byte> block) { return file.append(block); });
 }
 
 // One that the state on disk does not need: it has one for its weights, and may have another for the best.
@@ -183,19 +201,15 @@ Status RunDirectory::discard() const {
   return io::remove_tree(env_, path_);
 }
 
-std::string weights_hash(const weights::WeightStore& store) {
+Result<std::string> weights_hash(const weights::WeightStore& store) {
   checkpoint::Blake3 hash;
-  const auto add = [&](const auto& value) { hash.update(std::as_bytes(std::span(&value, 1))); };
-  for (const weights::Parameter& parameter : store.parameters()) {
-    for (const weights::Part& part : parameter.parts) {
-      hash.update(std::as_bytes(std::span(part.name)));
-      for (const int64_t size : part.data.sizes()) add(size);
-      // XXH3 reads at memory speed, BLAKE3 does not; against accidents both will do.
-      const checkpoint::Hash128 bytes = checkpoint::checksum128(weights::WeightStore::bytes(part));
-      add(bytes.low);
-      add(bytes.high);
-    }
-  }
+  LATHE_TRY(for_each_block(store, [&](const weights::Part& part, std::span<const std::byte> block) -> Status {
+    hash.update(std::as_bytes(std::span(part.name)));
+    // XXH3 reads at memory speed, BLAKE3 does not; against accidents both will do.
+    const checkpoint::Hash128 bytes = checkpoint::checksum128(block);
+    hash.update(std::as_bytes(std::span(&bytes, 1)));
+    return {};
+  }));
   return hash.finish().hex();
 }
 

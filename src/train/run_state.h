@@ -80,7 +80,7 @@ class RunDirectory {
   std::string path_;
 };
 
-// BLAKE3 of the names, shapes and bytes of all weights, hexadecimal: which model a run began with.
-std::string weights_hash(const weights::WeightStore& store);
+// BLAKE3 over the names and bytes of all weights, hexadecimal: which model a run began with.
+Result<std::string> weights_hash(const weights::WeightStore& store);
 
 }  // namespace lathe::train

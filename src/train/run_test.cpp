@@ -86,7 +86,10 @@ using End = RunOutcome::End;
 
 // What a person would do after a crash: recover, and go on if there is something to go on with.
 void finish(io::Env& disk, const RunSettings& settings, const std::string& result) {
-  ASSERT_TRUE(checkpoint::recover(disk, kDir).ok());
+  {
+    const auto lock = checkpoint::lock_history(disk, kDir);
+    ASSERT_TRUE(lock.ok() && checkpoint::recover(disk, kDir).ok());
+  }
   const auto unfinished = RunDirectory(disk, kDir).read();
   ASSERT_TRUE(unfinished.ok()) << unfinished.error().message;
   if (!unfinished->has_value() && weights_on(disk) == result) return;
