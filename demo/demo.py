@@ -150,7 +150,8 @@ def main():
 
     table.heading("5. Stop, and answer from disk in a new process")
     synced = server.call("/v1/sync", {})
-    table.fact("written and durable", f"{synced['bytes_written'] / 1e6:.0f} MB in {synced['seconds']:.2f} s")
+    table.fact("durable", f"{synced['delta_bytes'] / 1e6:.1f} MB of changes in {synced['durable_seconds']:.2f} s")
+    table.fact("in the model's own files", f"{synced['bytes_written'] / 1e6:.0f} MB in {synced['seconds']:.2f} s")
     server.stop()
     server = Server(options.lathe, options.work)
     from_disk = server.ask(question)

@@ -66,7 +66,7 @@ MUTANTS = {
     "apply: a shard with a journal is written in place again": (
         "apply.cpp", "task.never_in_place |= journal && journal->file == delta.files()[task.file].name;", "static_cast<void>(task);"),
     "apply: a journal of an earlier apply is believed": (
-        "apply.cpp", "  if (journal && (journal->from_version != from || journal->to_version != to)) journal.reset();  // of an apply that ended\n", "",
+        "apply.cpp", "  if (journal && (journal->from_version != from || journal->to_version != to))\n    journal.reset();  // of an apply that ended\n", "",
         "apply.cpp", "  const int64_t from = delta.info().from_version, to = delta.info().to_version;\n", "  const int64_t to = delta.info().to_version;\n",
         "apply.cpp", "  return io::remove_if_there(env, paths.journal);\n", "  return {};\n"),
     "apply: what is there already is decoded again": (

@@ -58,6 +58,7 @@ std::string observe(io::FaultEnv& env, const std::string& directory) {
   const auto checked = verify(env, directory, 1);
   if (!checked.ok()) return "verify: " + checked.error().message;
   for (const Damage& damage : checked->damages) return "damage: " + damage.where + ": " + damage.what;
+  if (!read_chain(env, Paths(directory)).value().merged.empty()) return "parts of a merge are left";
   const auto left = litter(env, directory);
   return left.empty() ? out : "litter: " + left.front();
 }
@@ -143,6 +144,14 @@ std::vector<Scenario> scenarios() {
   published.observe = [](io::FaultEnv& env) { return contents(env, kLive); };
   published.unaware = true;
   all.push_back(published);
+  Scenario single = published;
+  single.name = "a publication of one file";
+  single.prepare = [](io::FaultEnv& env) {
+    write_model(env, kDir, {{"model.safetensors", "a", std::string(5000, '0')}});
+    must(publish_now(env, 2));
+    must(status(sync(env, kDir, MemoryTensors({{"", "a", std::string(5000, '1')}}), {}, on_one_thread())));
+  };
+  all.push_back(single);
   // The published generation must not change with the model directory.
   Scenario beside = scenario(
       "a sync in place beside a publication",

@@ -149,6 +149,7 @@ TEST_F(HistoryTest, PruningMergesAndKeepsWhatItKeeps) {
   EXPECT_LT(pruned->bytes_after, pruned->bytes_before);
   const History history = open();
   EXPECT_EQ(history.deltas(), (std::vector<DeltaFile>{{0, 3}, {3, 6}}));
+  EXPECT_EQ(env_.list(Paths(kDir).deltas)->size(), 2U) << "what was merged is gone";
   EXPECT_EQ(history.at(3)->state().root(), root);
   EXPECT_TRUE(damages().empty());
   EXPECT_EQ(history.reader({3, 6}).value()->tiles().size(), 1U) << "24 -> 0 -> 24 and 23 -> 24 is one tile";
@@ -249,7 +250,9 @@ TEST_F(HistoryTest, DamagedDeltasAreNotReceived) {
     ASSERT_FALSE(received.ok()) << "byte " << at;
     ASSERT_EQ(now(kCopy), contents(small_model("0")));
     ASSERT_TRUE(litter(env_, kCopy).empty());
+    ASSERT_TRUE(open(kCopy).deltas().empty()) << "nothing was accepted that cannot be applied: byte " << at;
   }
+  EXPECT_TRUE(push(env_, kDir, kCopy, {.threads = 1}).ok());
 }
 
 }  // namespace
