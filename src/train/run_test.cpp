@@ -260,7 +260,7 @@ TEST(Run, PatienceStopsAndKeepsTheBestWeights) {
   settings.plan.max_steps = 60;
   settings.evaluate_every = 1;
   settings.patience = 3;
-  settings.schedule = {.peak = 0.03};
+  settings.schedule = {.peak = 2e-3};
   Process process(*disk, settings);
   ASSERT_TRUE(process.run.prepare(Begin::kNew).ok());
   const auto outcome = process.run.execute(process.quiet, kNever);
@@ -273,6 +273,7 @@ TEST(Run, PatienceStopsAndKeepsTheBestWeights) {
   }
   EXPECT_EQ(evaluations.size() - 1 - best, 3U);
   EXPECT_EQ(outcome->installed, evaluations[best].step);
+  ASSERT_GT(outcome->installed, 0);
 
   // The directory holds what that evaluation judged.
   Process judge(*disk, settings);
