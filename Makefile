@@ -1,6 +1,6 @@
 # Everything a person types. The work is in scripts/ and CMakePresets.json.
 .DEFAULT_GOAL := help
-.PHONY: setup build test soak mutants demo test-reference bench format lint clean help
+.PHONY: setup build test soak mutants demo test-reference bench format lint fuzz clean help
 
 # CUDA=1 builds for NVIDIA GPUs too, into build-cuda/ (docs/cuda.md).
 preset := $(if $(CUDA),cuda,cpu)
@@ -35,8 +35,11 @@ format:          ## apply clang-format
 lint:            ## clang-format check, include layers, clang-tidy on the modules without torch
 	@scripts/lint.sh
 
+fuzz:            ## search for inputs that break the parsers: SECONDS (60) for each target
+	@scripts/fuzz.sh $(SECONDS)
+
 clean:           ## remove the build folders (the cache stays)
-	@rm -rf build build-cuda build-core build-core-asan build-core-tsan build-tidy
+	@rm -rf build build-cuda build-core build-core-asan build-core-tsan build-tidy build-fuzz
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18

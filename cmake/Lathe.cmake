@@ -1,6 +1,10 @@
 # lathe_library(NAME SRCS ... [DEPS ...] [TORCH])   one static library per module, alias lathe::NAME
 # lathe_test(NAME SRCS ... [DEPS ...] [TORCH] [LABEL unit|slow] [ARGS ...])   one gtest program
 #
+# lathe_fuzz(NAME SRCS ... [DEPS ...] [SEEDS DIR] [DICTIONARY FILE])   one LLVMFuzzerTestOneInput
+#                                                                  a libFuzzer program NAME with preset fuzz, else a test NAME that
+#                                                                  replays seeds and mutations
+#
 # TORCH links LibTorch and reuses one precompiled header for ATen; everything else must build without it.
 
 # ccache must be told that a precompiled header is only used as one, or it caches nothing that uses it; and to see the same paths
@@ -19,7 +23,8 @@ endif()
 add_library(lathe_warnings INTERFACE)
 # -Wrestrict: false positives on std::string concatenation in GCC 12.
 target_compile_options(lathe_warnings INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wno-missing-field-initializers -Wno-restrict -Werror>
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wno-missing-field-initializers -Werror>
+  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
   # nvcc passes on to the host compiler code of its own making, which -Wpedantic and -Wshadow would blame on us.
   $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wno-restrict,-Werror>)
 
@@ -59,4 +64,23 @@ function(lathe_test name)
   endif()
   add_test(NAME ${name} COMMAND ${name} ${ARG_ARGS})
   set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT})
+endfunction()
+
+function(lathe_fuzz name)
+  cmake_parse_arguments(ARG "" "SEEDS;DICTIONARY" "SRCS;DEPS" ${ARGN})
+  foreach(path SEEDS DICTIONARY)
+    if(ARG_${path})
+      set(ARG_${path} ${CMAKE_CURRENT_SOURCE_DIR}/${ARG_${path}})
+    endif()
+  endforeach()
+  if(LATHE_FUZZ)
+    add_executable(${name} ${ARG_SRCS})
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    file(APPEND ${PROJECT_BINARY_DIR}/fuzz_targets.txt "${CMAKE_CURRENT_BINARY_DIR}/${name};${ARG_SEEDS};${ARG_DICTIONARY}\n")
+    target_compile_definitions(${name} PRIVATE LATHE_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+    target_link_libraries(${name} PRIVATE ${ARG_DEPS} lathe_warnings)
+  elseif(BUILD_TESTING)
+    lathe_test(${name} SRCS ${ARG_SRCS} ${PROJECT_SOURCE_DIR}/tests/fuzz/replay_test.cpp DEPS ${ARG_DEPS})
+    target_compile_definitions(${name} PRIVATE LATHE_FUZZ_SEEDS="${ARG_SEEDS}")
+  endif()
 endfunction()

@@ -1,0 +1,72 @@
+#include "api/requests.h"
+
+#include <gtest/gtest.h>
+
+namespace lathe::api {
+namespace {
+
+using Weights = std::vector<float>;
+
+// Two assistant turns with `extra` in the first and second, and `fields` behind the messages.
+std::string line(const std::string& first, const std::string& second, const std::string& fields) {
+  return R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b")" + first +
+         R"(},{"role":"user","content":"c"},{"role":"assistant","content":"d")" + second + "}]" + fields + "}";
+}
+
+std::string refusal(const Result<LearnExample>& parsed) {
+  return parsed.ok() ? "accepted" : parsed.error().message;
+}
+
+TEST(TrainingLine, WithoutWeightsEveryAssistantTurnIsLearned) {
+  EXPECT_EQ(parse_training_line(line("", "", ""))->turn_weights, (Weights{1, 1}));
+  EXPECT_EQ(parse_learn(line("", "", ""))->examples[0].turn_weights, (Weights{0, 1})) << "a correction: the last";
+}
+
+TEST(TrainingLine, WeightsAndTurnsChoose) {
+  EXPECT_EQ(parse_training_line(line(R"(,"weight":0)", "", ""))->turn_weights, (Weights{0, 1}));
+  EXPECT_EQ(parse_training_line(line(R"(,"weight":0.25)", R"(,"weight":null)", ""))->turn_weights, (Weights{0.25, 1}));
+  EXPECT_EQ(parse_learn(line(R"(,"weight":0.5)", "", ""))->examples[0].turn_weights, (Weights{0.5, 1}));
+  EXPECT_EQ(parse_learn(line("", "", R"(,"turns":"all")"))->examples[0].turn_weights, (Weights{1, 1}));
+  EXPECT_EQ(parse_learn(line("", "", R"(,"turns":[0])"))->examples[0].turn_weights, (Weights{1, 0}));
+  EXPECT_EQ(parse_learn(line("", R"(,"weight":3)", R"(,"turns":[1])"))->examples[0].turn_weights, (Weights{0, 3}));
+}
+
+TEST(TrainingLine, TheWeightIsNotShownToTheTemplate) {
+  const auto weighted = parse_training_line(line(R"(,"weight":1)", "", ""));
+  EXPECT_TRUE(weighted->messages[1].json.empty());
+}
+
+TEST(TrainingLine, RefusesByName) {
+  EXPECT_EQ(refusal(parse_training_line("not json")), "the line is not valid JSON");
+  EXPECT_EQ(refusal(parse_training_line("[]")), "the line must be a JSON object");
+  EXPECT_EQ(refusal(parse_training_line("{}")), "'messages' is missing");
+  EXPECT_EQ(refusal(parse_training_line(line(R"(,"weight":-1)", "", ""))),
+            "'weight' of a message must be a number >= 0");
+  EXPECT_EQ(refusal(parse_training_line(line(R"(,"weight":"1")", "", ""))),
+            "'weight' of a message must be a number >= 0");
+  EXPECT_EQ(refusal(parse_training_line(R"({"messages":[{"role":"user","content":"a"}]})")),
+            "the conversation has no assistant turn to learn");
+  for (const char* turns : {"2", "-1", "[2]", "\"first\"", "{\"a\":0}", "[[0]]"}) {
+    EXPECT_EQ(refusal(parse_training_line(line("", "", std::string(",\"turns\":") + turns))),
+              "'turns' must be \"last\", \"all\" or a list of indices of assistant turns, 0 to 1")
+        << turns;
+  }
+  EXPECT_EQ(parse_learn(line("", "", R"(,"stepz":3)")).error().message, "'stepz' is not a field of this request");
+}
+
+TEST(Generation, WrongTypesAreNamed) {
+  const auto refused = [](const std::string& fields) {
+    const auto parsed = parse_chat(R"({"messages":[{"role":"user","content":"a"}],)" + fields + "}");
+    return parsed.ok() ? "accepted" : parsed.error().message;
+  };
+  EXPECT_EQ(refused(R"("seed":1)"), "accepted");
+  EXPECT_EQ(refused(R"("temperature":"hot")"), "'temperature' must be a number");
+  EXPECT_EQ(refused(R"("stream_options":[])"), "'stream_options' must be an object");
+  EXPECT_EQ(refused(R"("stream_options":{"include_usage":1})"), "'stream_options.include_usage' must be true or false");
+  EXPECT_EQ(refused(R"("stop_token_ids":[-1])"), "'stop_token_ids' must be a list of token ids");
+  EXPECT_EQ(refused(R"("stop":{"a":1})"), "'stop' must be a string or a list of strings");
+  EXPECT_EQ(refused(R"("n":9)"), "'n' must be an integer from 1 to 8");
+}
+
+}  // namespace
+}  // namespace lathe::api
