@@ -112,7 +112,7 @@ void Server::State::configure() {
     for (const auto& [name, value] : headers) response.set_header(name, value());
   });
   server.set_exception_handler(
-      [](const httplib::Request& request, httplib::Response& response, std::exception_ptr exception) {
+      [](const httplib::Request& request, httplib::Response& response, const std::exception_ptr& exception) {
         std::string what = "unknown";
         try {
           std::rethrow_exception(exception);

@@ -55,6 +55,8 @@ class Server {
  public:
   explicit Server(Options options);
   ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
 
   // Before start(). A path may end in "/*". A handler that throws is answered with 500.
   void route(const std::string& method, const std::string& path, Handler handler);

@@ -253,7 +253,7 @@ void FaultDisk::damage(Inode file, uint64_t offset, std::byte mask) {
   Node& node = nodes_.at(file);
   auto flip = [&](Contents& contents) {
     auto changed = std::make_shared<std::string>(*contents);
-    if (offset < changed->size()) (*changed)[offset] ^= static_cast<char>(mask);
+    if (offset < changed->size()) (*changed)[offset] = static_cast<char>((*changed)[offset] ^ static_cast<char>(mask));
     contents = std::move(changed);
   };
   flip(node.now);

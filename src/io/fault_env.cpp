@@ -117,6 +117,8 @@ class FaultEnv::Lock final : public FileLock {
     const std::lock_guard hold(env_.mutex_);
     env_.state_->locked.erase(file_);
   }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
 
  private:
   FaultEnv& env_;

@@ -29,7 +29,7 @@ double now() {
 // One prepared statement with its values bound. Columns are read as they are asked for.
 class Statement {
  public:
-  Statement(sqlite3* db, const char* sql, std::vector<Value> values) : db_(db) {
+  Statement(sqlite3* db, const char* sql, const std::vector<Value>& values) : db_(db) {
     if (sqlite3_prepare_v2(db, sql, -1, &statement_, nullptr) != SQLITE_OK) return;
     int index = 1;
     for (const Value& value : values) bind(index++, value);
@@ -74,10 +74,13 @@ class Statement {
 struct Store::State {
   std::mutex mutex;  // guards db
   sqlite3* db = nullptr;
+  State() = default;
   ~State() { sqlite3_close(db); }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
 
-  Status run(const char* sql, std::vector<Value> values = {}) {
-    Statement statement(db, sql, std::move(values));
+  Status run(const char* sql, const std::vector<Value>& values = {}) {
+    Statement statement(db, sql, values);
     while (LATHE_TRY(statement.step())) {
     }
     return {};
@@ -90,8 +93,8 @@ struct Store::State {
                  std::string("database: ") + sqlite3_errmsg(db), code};
   }
 
-  Result<int64_t> number(const char* sql, std::vector<Value> values = {}) {
-    Statement statement(db, sql, std::move(values));
+  Result<int64_t> number(const char* sql, const std::vector<Value>& values = {}) {
+    Statement statement(db, sql, values);
     if (!LATHE_TRY(statement.step())) return int64_t{0};
     return statement.integer(0);
   }

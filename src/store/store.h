@@ -42,6 +42,8 @@ class Store {
   // if it is not a database, kUnsupported if it was written by a newer program.
   static Result<std::unique_ptr<Store>> open(const std::string& path);
   ~Store();
+  Store(const Store&) = delete;
+  Store& operator=(const Store&) = delete;
 
   // Stores an example once: equal content has one row. Returns its id.
   Result<int64_t> add_example(const std::string& content_json, const std::string& job_id);
