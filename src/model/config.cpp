@@ -98,9 +98,10 @@ Result<Json> parse_object(std::string_view text, const char* name) {
   return json;
 }
 
-Error quantised() {
-  return unsupported(
-      "the model is quantised (config.json has quantization_config); use the bf16 checkpoint it was made from");
+Error quantised(Fields& fields) {
+  Fields how(fields.object("quantization_config"));
+  return unsupported("the model is quantised (quantization_config, quant_method '" +
+                     how.text("quant_method", "unknown") + "'); use the bf16 checkpoint it was made from");
 }
 
 Status read_architecture(Fields& fields, ModelConfig& config) {
@@ -121,7 +122,7 @@ Status read_architecture(Fields& fields, ModelConfig& config) {
     return unsupported("model_type '" + type +
                        "' is not supported; supported are llama, qwen2, qwen3, qwen3_5 and qwen3_5_text");
   }
-  if (fields.has("quantization_config")) return quantised();
+  if (fields.has("quantization_config")) return quantised(fields);
   if (fields.flag("use_sliding_window", false))
     return unsupported("sliding-window attention (use_sliding_window) is not supported");
   const std::string activation = fields.text("hidden_act", "silu");
@@ -251,7 +252,7 @@ Result<ModelConfig> ModelConfig::parse(std::string_view config_json, std::string
   const bool wrapper = outer.text("model_type", "") == "qwen3_5";
   if (wrapper) {
     if (!outer.has("text_config")) return invalid_argument("config.json has no text_config");
-    if (outer.has("quantization_config")) return quantised();
+    if (outer.has("quantization_config")) return quantised(outer);
     config.prefix = "model.language_model.";
   }
   const Json& text_json = wrapper ? outer.object("text_config") : json;

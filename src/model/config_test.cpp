@@ -102,6 +102,7 @@ TEST(Config, RefusesHybridsByName) {
 TEST(Config, RefusesByName) {
   EXPECT_NE(refusal(R"("rope_scaling":{"type":"yarn","factor":4})").find("yarn"), std::string::npos);
   EXPECT_NE(refusal(R"("quantization_config":{"bits":4})").find("quantised"), std::string::npos);
+  EXPECT_NE(refusal(R"("quantization_config":{"quant_method":"gptq"})").find("'gptq'"), std::string::npos);
   EXPECT_NE(refusal(R"("hidden_act":"gelu")").find("gelu"), std::string::npos);
   EXPECT_NE(refusal(R"("use_sliding_window":true)").find("sliding"), std::string::npos);
   EXPECT_NE(refusal(R"("num_key_value_heads":3)").find("multiple"), std::string::npos);
