@@ -1,5 +1,9 @@
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -146,11 +150,22 @@ class Doctor {
   }
 
   void writable() {
-    const auto lock = checkpoint::lock_directory(env_, directory_);
-    findings_.push_back(
-        {"directory", lock.ok(), lock.ok() ? "writable, no other lathe process" : lock.error().message});
+    findings_.push_back(usable());
     const auto version = checkpoint::read_version(env_, directory_);
     findings_.push_back({"version", version.ok(), version.ok() ? std::to_string(*version) : version.error().message});
+  }
+
+  // Touches nothing: where no lathe process ever was, there is no lock to try.
+  Finding usable() {
+    if (::access(directory_.c_str(), W_OK | X_OK) != 0)
+      return {"directory", false, "cannot write to " + directory_ + ": " + std::strerror(errno)};
+    const auto lathe = env_.exists(directory_ + "/.lathe");
+    if (!lathe.ok()) return {"directory", false, lathe.error().message};
+    if (*lathe) {
+      const auto lock = checkpoint::lock_directory(env_, directory_);
+      if (!lock.ok()) return {"directory", false, lock.error().message};
+    }
+    return {"directory", true, "writable, no other lathe process"};
   }
 
   io::Env& env_ = io::posix_env();

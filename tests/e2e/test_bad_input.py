@@ -65,7 +65,7 @@ class TestModelDirectories:
         [
             ({"model_type": "mamba"}, "mamba"),
             ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-            ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
+            ({"quantization_config": {"quant_method": "gptq"}}, "quantised (quantization_config, quant_method 'gptq')"),
             ({"hidden_size": 65, "head_dim": 16}, "shape"),
             ({"num_hidden_layers": 3}, "layers.2"),
             ({"vocab_size": "many"}, "vocab_size"),
@@ -83,6 +83,8 @@ class TestModelDirectories:
     def test_one_process_per_directory(self, serve, tiny):
         serve(tiny)
         assert "another lathe process" in refused_start(tiny)
+        doctor = subprocess.run([LATHE, "doctor", tiny], capture_output=True, text=True)
+        assert doctor.returncode == 1 and "another lathe process" in doctor.stdout
 
     def test_port_in_use(self, tiny):
         with socket.socket() as taken:
@@ -116,6 +118,7 @@ class TestModelDirectories:
         assert nowhere.returncode == 1 and "FAIL directory" in nowhere.stdout and not (tmp_path / "nowhere").exists()
         good = subprocess.run([LATHE, "doctor", tiny, "--json"], capture_output=True, text=True)
         assert good.returncode == 0, good.stdout
+        assert not (tiny / ".lathe").exists(), "doctor touches nothing"
         config(tiny, num_hidden_layers=3)
         bad = subprocess.run([LATHE, "doctor", tiny], capture_output=True, text=True)
         assert bad.returncode == 1 and "layers.2" in bad.stdout
