@@ -110,10 +110,8 @@ void add_run_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--device", o.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")
       ->envname("LATHE_DEVICE")
       ->capture_default_str();
-  app.add_option("--report", o.report, "Folder for loss.csv, loss.svg, loss.png and tensors.csv");
-  app.add_flag("--dry-run", o.dry_run, "Check everything, say what it would take, and change nothing");
   app.add_flag("--quiet", o.quiet, "No progress bar");
-  app.add_flag("--verbose", o.verbose, "A line per step, with the share of this machine's measured limit");
+  app.add_flag("--verbose", o.verbose, "A line per step");
   app.add_flag("--json", o.json, "The outcome as one JSON object on standard output");
 }
 

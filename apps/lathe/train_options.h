@@ -18,9 +18,8 @@ struct TrainOptions {
   std::string directory, data;
   std::string evaluation;  // a file of its own, or:
   double evaluation_fraction = 0;
-  std::string report;  // a folder, or empty
   std::string device = "auto";
-  bool resume = false, restart = false, keep_optimizer = false, dry_run = false;
+  bool resume = false, restart = false, keep_optimizer = false;
   bool quiet = false, verbose = false, json = false;
 
   // As typed; settings() makes them the run's.
