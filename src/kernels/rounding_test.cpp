@@ -77,6 +77,12 @@ TEST(StochasticRounding, KeepsRepresentableAndSpecialValues) {
   const std::vector<float> u(n, 1.0F);
   update_bf16(nan.data(), u.data(), 0, n, {.step = 1});
   for (const uint16_t x : nan) ASSERT_TRUE(std::isnan(value(x)));
+  for (const float infinity : {INFINITY, -INFINITY}) {
+    std::vector<uint16_t> w(n, 0x3F80);
+    const std::vector<float> away(n, -infinity);
+    update_bf16(w.data(), away.data(), 0, n, {.step = 1});
+    for (const uint16_t x : w) ASSERT_EQ(value(x), infinity);
+  }
 }
 
 TEST(StochasticRounding, TheLargestNumberDoesNotCarryIntoInfinity) {

@@ -71,6 +71,21 @@ TEST_F(Vectors, TensorWise) {
   }
 }
 
+// Through the optimizer itself, whose P cannot be given: the update is taken from a run without decay.
+TEST_F(Vectors, DecayOfTheAuthorsIsOfWhatTheUpdateLeft) {
+  const auto after = [&](double decay) {
+    weights::WeightStore store;
+    store.add("w", at::tensor({.5F, -.25F, .125F, 1.F, -.75F, .375F}).view({3, 2}), {{"w", 3}}, false);
+    Optimizer optimizer(store,
+                        {.rank = 1, .epsilon = 1e-6, .weight_decay = decay, .scale = 128, .official_compat = true});
+    weights::GradientSet set(1);
+    add_dense(set, store.parameters()[0], g1);
+    optimizer.commit(optimizer.propose(std::move(set), 0.01).value());
+    return store.parameters()[0].data.clone();
+  };
+  EXPECT_LT((after(0.1) - (1 - 0.01 * 0.1) * after(0)).abs().max().item<double>(), 1e-7);
+}
+
 TEST_F(Vectors, TensorWiseOnItsSide) {
   expect_close(run({g1, g2, g3}, row, Granularity::kTensor, 128, /*transposed=*/true).w, mini);
 }

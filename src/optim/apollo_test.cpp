@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <optional>
 
 namespace lathe::optim {
 namespace {
@@ -101,6 +102,44 @@ TEST_P(ApolloScaling, WithoutProjectionIsTheNormOfAdamsStep) {
   }
 }
 
+// A projection that keeps lengths (PᵀP = I) leaves of Adam's first step its length, √m for each line of the smaller
+// side.
+TEST_P(ApolloScaling, OfAnOrthogonalProjectionIsThatOfNone) {
+  const at::Tensor q = std::get<0>(at::linalg_qr(at::randn({smaller(), smaller()})));
+  const Taken taken = take_first(gradient(), q);
+  const int64_t along = GetParam().a >= GetParam().b ? 1 : 0;
+  const double m = static_cast<double>(smaller()), n = static_cast<double>(larger());
+  if (channels()) {
+    EXPECT_LT(relative(taken.update.norm(2, along), at::full({larger()}, std::sqrt(m))), 1e-5);
+  } else {
+    EXPECT_NEAR(taken.update.norm().item<double>(), std::sqrt(m * n), 1e-4 * std::sqrt(m * n));
+  }
+}
+
+// A learning rate is AdamW's: the first update's root mean square is κ = √(scale r / m), 1 by default, where AdamW's
+// is 1.
+TEST_P(ApolloScaling, TheLearningRateMeansWhatItMeansForAdamW) {
+  const double m = static_cast<double>(smaller());
+  for (const int64_t rank : {1, 4, 8}) {
+    for (const std::optional<double> scale : {std::optional<double>(), std::optional<double>(128)}) {
+      const double kappa = std::sqrt(scale.value_or(m / static_cast<double>(rank)) * static_cast<double>(rank) / m);
+      double square = 0;
+      constexpr int kDraws = 40;
+      for (int draw = 0; draw < kDraws; ++draw) {
+        const at::Tensor p = at::randn({rank, smaller()}) / std::sqrt(static_cast<double>(rank));
+        square += take_first(gradient(), p, {.scale = scale}).update.square().mean().item<double>() / kDraws;
+      }
+      if (channels()) {
+        // E ‖G_j‖² / ‖R_j‖² is that of the inverse of a χ² of `rank` degrees: r / (r - 2), infinite for one or two.
+        if (rank < 8) continue;
+        EXPECT_NEAR(std::sqrt(square) / kappa, std::sqrt(8.0 / 6.0), 0.15) << rank;
+      } else {
+        EXPECT_NEAR(std::sqrt(square) / kappa, 1, 0.25) << "rank " << rank << ", kappa " << kappa;
+      }
+    }
+  }
+}
+
 // Bias-corrected Adam's first step is a matrix of signs, so ‖R̃_j‖ = √r.
 TEST_P(ApolloScaling, FirstStepHasTheSizeOfTheTheory) {
   const at::Tensor g = gradient(), p = random_projection(2, smaller());
@@ -153,19 +192,85 @@ TEST_P(ApolloScaling, ARepeatedGradientKeepsItsStep) {
   }
 }
 
-// After a norm drops k-fold, growth of 1 % a step takes ln k / ln 1.01 steps: 70 for a half.
+// After a norm drops k-fold, growth of 1 % a step takes ln k / ln 1.01 steps: 70 for a half, 232 for a tenth.
 TEST_P(ApolloScaling, TheLimiterRecoversAtItsRate) {
   const at::Tensor g = gradient(), p = random_projection(2, smaller());
+  for (const auto& [drop, expected] : {std::pair(2, 70), std::pair(10, 232)}) {
+    Moments moments = take_first(g, p).step.next;
+    const double full = moments.norm;
+    moments.norm /= drop;
+    int steps = 0;
+    for (; steps < 300 && moments.norm < full * (1 - 1e-3); ++steps) {
+      const Taken taken = take(g, p, GetParam().granularity, moments, {});
+      EXPECT_NEAR(taken.update.norm().item<double>(), taken.step.next.norm, 1e-4 * taken.step.next.norm);
+      moments = taken.step.next;
+    }
+    EXPECT_EQ(steps, expected);
+  }
+}
+
+// One factor for the whole tensor; and an update that may grow as it does is not touched at all.
+TEST_P(ApolloScaling, TheLimiterChangesTheLengthAlone) {
+  const at::Tensor g = gradient(), p = random_projection(2, smaller());
   Moments moments = take_first(g, p).step.next;
-  const double full = moments.norm;
-  moments.norm /= 2;
-  int steps = 0;
-  for (; steps < 100 && moments.norm < full * (1 - 1e-3); ++steps) {
-    const Taken taken = take(g, p, GetParam().granularity, moments, {});
-    EXPECT_NEAR(taken.update.norm().item<double>(), taken.step.next.norm, 1e-4 * taken.step.next.norm);
+  const at::Tensor next = gradient(), free = take(next, p, GetParam().granularity, moments, {.growth_limit = 0}).update;
+  for (const bool compat : {false, true}) {
+    moments.norm = 0.1 * free.norm().item<double>();
+    const OptimizerConfig config{.scale = 1, .official_compat = compat},
+        without{.scale = 1, .growth_limit = 0, .official_compat = compat};
+    const Taken limited = take(next, p, GetParam().granularity, moments, config),
+                unlimited = take(next, p, GetParam().granularity, moments, without);
+    EXPECT_GT(limited.step.limiter, 1);
+    EXPECT_LT(relative(limited.step.limiter * limited.update, unlimited.update), 1e-6);
+    if (compat) {
+      EXPECT_LE(limited.step.next.norm, 1.01 * (moments.norm + 1e-8) * (1 + 1e-12));
+    }
+    moments.norm = 1e6;
+    const Taken below = take(next, p, GetParam().granularity, moments, config);
+    EXPECT_EQ(below.step.limiter, 1);
+    EXPECT_TRUE(at::equal(below.update, unlimited.update));
+  }
+}
+
+// The authors limit what is not yet corrected for bias, and so hold a repeated gradient back for 43 steps. Ours does
+// not (ARepeatedGradientKeepsItsStep).
+TEST_P(ApolloScaling, OfTheAuthorsHoldsARepeatedGradientBack) {
+  const at::Tensor g = gradient(), p = random_projection(2, smaller());
+  const OptimizerConfig config{.epsilon = 1e-12, .scale = 1, .official_compat = true};
+  Moments moments;
+  std::vector<double> length;
+  for (int t = 1; t <= 60; ++t) {
+    const Taken taken = take(g, p, GetParam().granularity, moments, config);
+    length.push_back(taken.update.norm().item<double>());
     moments = taken.step.next;
   }
-  EXPECT_EQ(steps, 70);
+  for (const auto& [t, expected] :
+       {std::pair(1, 1.0), std::pair(2, .752), std::pair(3, .652), std::pair(5, .568), std::pair(9, .529),
+        std::pair(10, .530), std::pair(20, .612), std::pair(30, .758)}) {
+    EXPECT_NEAR(length[t - 1] / length[0], expected, 1e-3) << t;
+  }
+  EXPECT_LT(length[42] / length[0], 0.9999);
+  for (int t = 44; t <= 60; ++t) EXPECT_NEAR(length[t - 1] / length[0], 1, 1e-4) << t;
+}
+
+// Bias correction of the authors is one scalar per step, behind everything else.
+TEST_P(ApolloScaling, OfTheAuthorsCorrectsForBiasByOneScalar) {
+  const at::Tensor p = random_projection(2, smaller());
+  const OptimizerConfig config{.epsilon = 1e-6, .scale = 1, .growth_limit = 0, .official_compat = true};
+  Moments moments;
+  for (int t = 1; t <= 4; ++t) {
+    const at::Tensor g = gradient();
+    const bool tall = GetParam().a >= GetParam().b;
+    const at::Tensor r = tall ? at::mm(g, p.t()) : at::mm(p, g);
+    const Taken taken = take(g, p, GetParam().granularity, moments, config);
+    moments = taken.step.next;
+    const at::Tensor adam = moments.m / (moments.v.sqrt() + 1e-6);
+    const int64_t along = tall ? 1 : 0;
+    const at::Tensor s = channels() ? (adam.norm(2, along) / (r.norm(2, along) + 1e-8)).unsqueeze(along)
+                                    : adam.norm() / (r.norm() + 1e-8);
+    const double scalar = std::sqrt(1 - std::pow(0.999, t)) / (1 - std::pow(0.9, t));
+    EXPECT_LT(relative(taken.update, scalar * s * g), 1e-5) << t;
+  }
 }
 
 // A gradient far too small to mean anything must not hold the next one back for thousands of steps.
@@ -193,6 +298,11 @@ TEST(Projection, HasTheMomentsOfItsRank) {
   const double n = rank * m;
   EXPECT_NEAR(p.mean().item<double>(), 0, 4 / std::sqrt(rank * n));
   EXPECT_NEAR(p.square().mean().item<double>() * rank, 1, 4 * std::sqrt(2 / n));
+  // Independent rows, not an orthonormal basis: ‖row‖² scatters about m / rank, and rows are not perpendicular.
+  const at::Tensor gram = at::mm(p, p.t()) * (static_cast<double>(rank) / m);
+  EXPECT_GT((gram - at::eye(rank)).abs().max().item<double>(), 1 / std::sqrt(static_cast<double>(m)));
+  const at::Tensor first = projection({}, 1, m, true, 0, 0);
+  EXPECT_NEAR(first.square().mean().item<double>(), 1, 4 * std::sqrt(2.0 / m));
   // So it keeps lengths on average: ‖P x‖² / ‖x‖² over many blocks of columns.
   const at::Tensor x = at::randn({500, 40});
   const at::Tensor projected = at::einsum("rnk,nk->nr", {p.view({rank, 500, 40}), x});
@@ -237,6 +347,10 @@ TEST(Moments, SecondMomentForgets) {
   const double early = (1 - std::pow(0.999, 2000)) * std::pow(0.999, 5000), late = 0.01 * (1 - std::pow(0.999, 5000));
   EXPECT_EQ(moments.v.scalar_type(), at::kFloat);
   EXPECT_NEAR(moments.v[0][0].item<double>(), early + late, 0.01 * (early + late));
+  // What would have become of it in bf16.
+  at::Tensor narrow = at::zeros({1}, at::kBFloat16);
+  for (int t = 0; t < 7000; ++t) narrow = narrow * 0.999 + (t < 2000 ? 1 : 0.01) * 0.001;
+  EXPECT_GT(narrow.item<float>(), 0.4);
 }
 
 TEST(Scaling, TheVocabularyIsScaledAsAWholeByApolloToo) {

@@ -210,7 +210,7 @@ TEST_P(Apollo, DoesNotSeeTheScaleOfTheGradient) {
     for (int t = 0; t < 3; ++t) optimizer.commit(optimizer.propose(make_gradients(store, scale), 1e-2).value());
     return store.parameters()[0].data.clone();
   };
-  EXPECT_LT(relative(run(1024.0), run(1.0)), 1e-5);
+  for (const double scale : {0x1p-20, 1024.0, 0x1p20}) EXPECT_LT(relative(run(scale), run(1.0)), 1e-5) << scale;
 }
 
 TEST_P(Apollo, TheLimiterBoundsGrowthAndSparesTheFirstStep) {
@@ -248,6 +248,12 @@ TEST_F(Factored, ProjectionsAreRefreshedAndMomentsKept) {
   for (int t = 0; t < 6; ++t) {
     const ApolloStep step = next_step(gradient, state, config);
     fresh.push_back((state.m.defined() ? step.next.m - 0.9 * state.m : step.next.m) * 10);
+    if (t > 0) {
+      // To the bit the average of the moments as they were, at the refresh too, and this step's R.
+      const at::Tensor r = gradient.project(projection(config, 1, 8, gradient.tall(), 1, t));
+      EXPECT_TRUE(at::equal(step.next.m, (1 - 0.9) * r + 0.9 * state.m)) << t;
+      EXPECT_TRUE(at::equal(step.next.v, (1 - 0.999) * r * r + 0.999 * state.v)) << t;
+    }
     state = step.next;
   }
   EXPECT_LT(relative(fresh[1], fresh[0]), 1e-4);
@@ -272,6 +278,13 @@ TEST_F(Factored, AZeroGradientTouchesNothingAndANonFiniteOneIsRefusedByName) {
   const auto refused = optimizer.propose(std::move(bad), 1e-2);
   ASSERT_FALSE(refused.ok());
   EXPECT_NE(refused.error().message.find("gradient of b"), std::string::npos) << refused.error().message;
+  GradientSet infinite = make_gradients(store);
+  infinite.vectors[1][3] = INFINITY;
+  const auto also = optimizer.propose(std::move(infinite), 1e-2);
+  ASSERT_FALSE(also.ok());
+  EXPECT_NE(also.error().message.find("gradient of norm"), std::string::npos) << also.error().message;
+  EXPECT_EQ(optimizer.state_bytes(), 0);
+  EXPECT_TRUE(at::equal(before, store.parameters()[0].data));
 }
 
 // Three steps of bf16 weights; all of them, end to end.
@@ -332,6 +345,44 @@ TEST_F(Factored, FusingChangesNothing) {
           << name << ", " << method_name(method);
     }
   }
+}
+
+// Tensor-wise scaling is of the tensor: two parts as one are another tensor.
+TEST_F(Factored, FusingTwoPartsIntoOneDoesChangeTheirScale) {
+  const at::Tensor w = at::randn({16, 8}), x = at::randn({5, 8}), dy = at::randn({5, 16});
+  weights::WeightStore parts, one;
+  parts.add("w", w.clone(), {{"a", 10}, {"b", 6}}, false);
+  one.add("w", w.clone(), {{"w", 16}}, false);
+  for (const auto* store : {&parts, &one}) {
+    Optimizer optimizer(*store, {});
+    GradientSet set(1);
+    set.linear(store->parameters()[0], x, dy);
+    optimizer.commit(optimizer.propose(std::move(set), 1e-2).value());
+  }
+  const at::Tensor a = parts.parameters()[0].data - w, b = one.parameters()[0].data - w;
+  EXPECT_GT(relative(a, b), 0.01);
+}
+
+// The compatibility mode's other tensors: AdamW with ε beside the uncorrected root, decay last, of what is left.
+TEST_F(Factored, AdamWOfTheAuthorsHasEpsilonBesideTheUncorrectedRoot) {
+  constexpr double kRate = 1e-2, kDecay = 0.1, kEpsilon = 1e-2;
+  const auto store = make_store(at::kFloat);
+  at::Tensor expected[] = {store.parameters()[0].data.clone(), store.parameters()[1].data.clone()};
+  at::Tensor m[] = {at::zeros({16, 8}), at::zeros({8})}, v[] = {at::zeros({16, 8}), at::zeros({8})};
+  Optimizer optimizer(store,
+                      {.method = Method::kAdamW, .epsilon = kEpsilon, .weight_decay = kDecay, .official_compat = true});
+  for (int t = 1; t <= 4; ++t) {
+    GradientSet set = make_gradients(store);
+    const at::Tensor g[] = {dense(set.matrices[0], store.parameters()[0]), set.vectors[1].clone()};
+    const double correction = std::sqrt(1 - std::pow(0.999, t)) / (1 - std::pow(0.9, t));
+    for (int i = 0; i < 2; ++i) {
+      m[i] = 0.9 * m[i] + 0.1 * g[i];
+      v[i] = 0.999 * v[i] + 0.001 * g[i] * g[i];
+      expected[i] = (expected[i] - kRate * correction * m[i] / (v[i].sqrt() + kEpsilon)) * (1 - kRate * kDecay);
+    }
+    optimizer.commit(optimizer.propose(std::move(set), kRate).value());
+  }
+  for (int i = 0; i < 2; ++i) EXPECT_LT(relative(store.parameters()[i].data, expected[i]), 1e-6) << i;
 }
 
 // W' = W - lr U - lr λ W with the W before the update, in one rounding.
