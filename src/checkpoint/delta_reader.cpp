@@ -97,18 +97,20 @@ Result<std::vector<FileLayout>> take_layouts(std::span<const std::byte>& in) {
   return files;
 }
 
-Result<DeltaTile> take_tile(std::span<const std::byte>& in, const std::vector<FileLayout>& files) {
+Result<DeltaTile> take_tile(std::span<const std::byte>& in, TileId previous, const std::vector<FileLayout>& files) {
   DeltaTile tile;
-  tile.id = LATHE_TRY(take<TileId>(in));
-  tile.payload_size = LATHE_TRY(take<uint32_t>(in));
-  const auto mode = LATHE_TRY(take<uint32_t>(in));
+  const uint64_t file_step = LATHE_TRY(take_varint(in)), tile_step = LATHE_TRY(take_varint(in));
+  tile.payload_size = LATHE_TRY(take_varint(in));
+  tile.mode = LATHE_TRY(take<TileMode>(in));
   tile.before = LATHE_TRY(take<Hash128>(in));
   tile.after = LATHE_TRY(take<Hash128>(in));
   tile.payload_checksum = LATHE_TRY(take<uint64_t>(in));
-  if (tile.id.file >= files.size() || tile.id.tile >= tile_count(files[tile.id.file]))
+  const uint64_t file = previous.file + file_step, number = file_step == 0 ? previous.tile + tile_step : tile_step;
+  if (file >= files.size() || number >= tile_count(files[file]))
     return corruption("its index names a tile that its files do not have");
-  if (mode < 1 || mode > 3) return corruption("its index has a tile of an unknown mode");
-  tile.mode = static_cast<TileMode>(mode);
+  tile.id = {.file = static_cast<uint32_t>(file), .tile = static_cast<uint32_t>(number)};
+  if (tile.mode < TileMode::kSparse || tile.mode > TileMode::kRaw)
+    return corruption("its index has a tile of an unknown mode");
   return tile;
 }
 
@@ -161,11 +163,13 @@ Result<DeltaReader> DeltaReader::open(std::unique_ptr<io::RandomAccessFile> file
   const std::vector<std::byte> index = LATHE_TRY(read(*reader.file_, footer.index_offset, index_size));
   if (checksum64(index) != footer.index_checksum) return corruption("its index is damaged");
   in = index;
-  if (footer.tiles > index_size / kTileEntrySize || footer.attachments > index_size)
+  if (footer.tiles > index_size / kLeastTileEntry || footer.attachments > index_size)
     return corruption("its footer counts more than its index has");
   for (uint64_t i = 0; i < footer.tiles; ++i) {
-    DeltaTile tile = LATHE_TRY(take_tile(in, reader.files_));
-    if (i > 0 && tile.id <= reader.tiles_.back().id) return corruption("the tiles of its index do not ascend");
+    const TileId previous = i == 0 ? TileId{} : reader.tiles_.back().id;
+    DeltaTile tile = LATHE_TRY(take_tile(in, previous, reader.files_));
+    if (i > 0 && tile.id <= previous) return corruption("the tiles of its index do not ascend");
+    if (tile.payload_size > footer.index_offset - offset) return corruption("its payloads are larger than the file");
     tile.offset = offset;
     offset += tile.payload_size;
     reader.tiles_.push_back(tile);
@@ -174,7 +178,7 @@ Result<DeltaReader> DeltaReader::open(std::unique_ptr<io::RandomAccessFile> file
     DeltaAttachment attachment{.name = std::string(LATHE_TRY(take_text(in))), .offset = offset};
     attachment.size = LATHE_TRY(take<uint64_t>(in));
     attachment.checksum = LATHE_TRY(take<Hash128>(in));
-    if (attachment.size > reader.file_bytes_)
+    if (attachment.size > footer.index_offset - offset)
       return corruption("attachment " + attachment.name + " is larger than the file");
     if (reader.find_attachment(attachment.name) != nullptr)
       return corruption("it has two attachments " + attachment.name);

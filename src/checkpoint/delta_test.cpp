@@ -313,10 +313,14 @@ TEST(Delta, ImpossibleCountsAreRefusedBeforeMemoryIsAsked) {
   refused(footer + 24, uint64_t{1} << 62, "its footer says");   // the file's size
   uint64_t index = 0;
   std::memcpy(&index, &good[footer + 16], 8);
-  refused(index + 8, uint32_t{0xFFFFFFFF}, "account for");  // a payload's size
-  refused(index, uint32_t{99}, "do not have");              // a tile's file
-  refused(index + 12, uint32_t{9}, "unknown mode");
-  refused(index + 3 * 56 + 4 + 4, ~uint64_t{0}, "larger than");  // an attachment's size
+  ASSERT_GE(open_bytes(good)->tiles()[0].payload_size, 128U);    // two bytes of a varint
+  refused(index, uint8_t{99}, "do not have");                    // a tile's file
+  refused(index + 1, uint8_t{99}, "do not have");                // its number
+  refused(index + 2, uint16_t{0x7FFF}, "larger than the file");  // its payload's size
+  refused(index + 2, uint16_t{0x0180}, "account for");           // a little less than it is
+  refused(index + 4, uint8_t{9}, "unknown mode");
+  refused(footer - 65 + 4 + 4, ~uint64_t{0}, "larger than the file");  // an attachment's size
+  refused(footer - 65, uint32_t{0xFFFFFFFF}, "too early");             // the length of its name
   refused(8, uint32_t{2}, "format version 2");
   EXPECT_EQ(open_bytes(forged(good, 8, uint32_t{2})).error().code, Code::kUnsupported);
 }

@@ -27,6 +27,11 @@ struct Worker {
   std::vector<std::byte> decoded = std::vector<std::byte>(kTileBytes);
 };
 
+// Of the same size. std::equal compares std::byte one by one.
+bool same_bytes(std::span<const std::byte> a, std::span<const std::byte> b) {
+  return a.empty() || std::memcmp(a.data(), b.data(), a.size()) == 0;
+}
+
 std::vector<std::byte> format_header(const WeightState& from, const DeltaOptions& options) {
   std::vector<std::byte> out;
   append(out, kMagic);
@@ -88,8 +93,7 @@ Status DeltaWriter::Impl::verify(std::span<const TilePart> parts, const TileByte
                                  Worker& worker) const {
   const auto same = [&](Direction direction, std::span<const std::byte> known, std::span<const std::byte> wanted) {
     const std::span out(worker.decoded.data(), known.size());
-    return worker.codec.decode(parts, direction, known, encoded.payload, out).ok() &&
-           std::equal(out.begin(), out.end(), wanted.begin());
+    return worker.codec.decode(parts, direction, known, encoded.payload, out).ok() && same_bytes(out, wanted);
   };
   if (same(Direction::kForward, bytes.before, bytes.after) && same(Direction::kBackward, bytes.after, bytes.before))
     return {};
@@ -106,7 +110,7 @@ Result<Encoded> DeltaWriter::Impl::encode(TileId id, const TileLoader& load, Wor
   Encoded encoded{.tile = {.id = id, .before = hash_tile(bytes.before)}};
   if (encoded.tile.before != tile_file.tiles[id.tile])
     return Error{Code::kConflict, state.describe(id) + " no longer has the bytes that the delta starts from"};
-  if (std::equal(bytes.before.begin(), bytes.before.end(), bytes.after.begin())) return encoded;
+  if (same_bytes(bytes.before, bytes.after)) return encoded;
   encoded.changed = true;
   encoded.tile.after = hash_tile(bytes.after);
   const std::vector<TilePart> parts = tile_parts(tile_file.layout, id.tile);
@@ -220,10 +224,13 @@ Result<DeltaReport> DeltaWriter::finish() {
   impl_->finished = true;
   impl_->end_attachment();
   std::vector<std::byte> index, footer;
+  TileId previous;
   for (const DeltaTile& tile : impl_->tiles) {
-    append(index, tile.id);
-    append(index, static_cast<uint32_t>(tile.payload_size));
-    append(index, static_cast<uint32_t>(tile.mode));
+    append_varint(index, tile.id.file - previous.file);
+    append_varint(index, tile.id.file == previous.file ? tile.id.tile - previous.tile : tile.id.tile);
+    append_varint(index, tile.payload_size);
+    append(index, tile.mode);
+    previous = tile.id;
     append(index, tile.before);
     append(index, tile.after);
     append(index, tile.payload_checksum);

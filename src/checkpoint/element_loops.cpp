@@ -30,7 +30,7 @@ template <class Element>
 [[gnu::always_inline]] inline void symbols_loop(const std::byte* before, const std::byte* after, size_t count,
                                                 uint8_t* __restrict symbols) {
   using Bits = typename Element::Bits;
-  constexpr size_t kChunk = 256;
+  constexpr size_t kChunk = 64;
   Bits numbers[kChunk];
   for (size_t first = 0; first < count; first += kChunk) {
     const size_t n = std::min(kChunk, count - first);
@@ -91,6 +91,19 @@ LATHE_CLONES uint8_t max_of(const uint8_t* values, size_t count) {
   uint8_t most = 0;
   for (size_t i = 0; i < count; ++i) most = std::max(most, values[i]);
   return most;
+}
+
+LATHE_CLONES size_t count_nonzero(const uint8_t* values, size_t count) {
+  size_t sum = 0;
+  while (count > 0) {  // pieces that a byte can count, which vectorises best
+    const size_t n = std::min<size_t>(count, 255);
+    uint8_t piece = 0;
+    for (size_t i = 0; i < n; ++i) piece = static_cast<uint8_t>(piece + (values[i] != 0 ? 1 : 0));
+    sum += piece;
+    values += n;
+    count -= n;
+  }
+  return sum;
 }
 
 }  // namespace lathe::checkpoint

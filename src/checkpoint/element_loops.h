@@ -50,5 +50,6 @@ template <class Element>
 // Sets every byte to itself less `amount`, or 0.
 void lower(uint8_t* values, size_t count, uint8_t amount);
 uint8_t max_of(const uint8_t* values, size_t count);  // 0 of none
+size_t count_nonzero(const uint8_t* values, size_t count);
 
 }  // namespace lathe::checkpoint

@@ -13,6 +13,7 @@ namespace {
 constexpr uint32_t kLowest = 1U << 16;  // states stay in [2^16, 2^32)
 constexpr int kSparsePrecision = 15, kDensePrecision = 12;
 constexpr uint32_t kFewLanes = 4, kMaxLanes = 32;
+constexpr std::array<uint32_t, 3> kLaneCounts = {1, kFewLanes, kMaxLanes};
 
 // A frequency as a byte: a 4-bit exponent e and a 4-bit mantissa m, (16 + m) 2^e / 16.
 uint32_t decode_frequency(uint8_t code) {
@@ -48,8 +49,13 @@ Entry make_entry(uint32_t start, uint32_t frequency, int precision) {
   return entry;
 }
 
-uint32_t lanes_for(double bits) {  // a state costs about two bytes
-  return bits < 8 * 1024 ? 1 : bits < 8 * 32768 ? kFewLanes : kMaxLanes;
+uint32_t lane_code(uint32_t lanes) {
+  return lanes == 1 ? 0 : lanes == kFewLanes ? 1 : 2;
+}
+
+uint32_t lanes_for(size_t symbols,
+                   double bits) {  // a lane costs about two bytes, and saves time where symbols are many
+  return symbols < 16384 ? 1 : bits < 8 * 32768 ? kFewLanes : kMaxLanes;
 }
 
 // The encoder's tables: one entry per context and symbol.
@@ -305,10 +311,9 @@ double SymbolModel::cost(const Histogram& histogram) const {
 }
 
 void SymbolModel::write(std::vector<std::byte>& out) const {
-  append(out, static_cast<uint8_t>(precision_));
   uint32_t present = 0;
   for (uint32_t c = 0; c < kContexts; ++c) present |= static_cast<uint32_t>(!trivial(c)) << c;
-  append(out, present);
+  append_varint(out, present);
   for (uint32_t c = 0; c < kContexts; ++c) {
     if ((present >> c & 1U) == 0) continue;
     const auto& frequencies = frequency_[c];
@@ -352,12 +357,11 @@ Status take_run(std::span<const std::byte>& in, uint32_t first, uint32_t count, 
 
 }  // namespace
 
-Result<SymbolModel> SymbolModel::read(std::span<const std::byte>& in, uint32_t symbols) {
+Result<SymbolModel> SymbolModel::read(std::span<const std::byte>& in, int precision, uint32_t symbols) {
   SymbolModel model;
-  model.precision_ = LATHE_TRY(take<uint8_t>(in));
-  if (model.precision_ != kSparsePrecision && model.precision_ != kDensePrecision)
-    return corruption("a symbol stream has an impossible precision");
-  const uint32_t present = LATHE_TRY(take<uint32_t>(in)), all = 1U << model.precision_;
+  model.precision_ = precision;
+  const uint64_t present = LATHE_TRY(take_varint(in));
+  const uint32_t all = 1U << precision;
   for (uint32_t c = 0; c < kContexts; ++c) {
     auto& frequencies = model.frequency_[c];
     frequencies[0] = all;
@@ -387,7 +391,7 @@ Result<SymbolModel> SymbolModel::read(std::span<const std::byte>& in, uint32_t s
 void SymbolEncoder::encode(std::span<const uint8_t> contexts, std::span<const uint8_t> symbols,
                            const Histogram& histogram, std::span<const std::byte> extra, std::vector<std::byte>& out) {
   const SymbolModel model = SymbolModel::fit(histogram);
-  const uint32_t lanes = lanes_for(model.cost(histogram));
+  const uint32_t lanes = lanes_for(symbols.size(), model.cost(histogram));
   const std::vector<Entry> entries = make_entries(model);
   words_.resize(symbols.size() + 1);
   uint16_t* const end = words_.data() + words_.size();
@@ -397,8 +401,8 @@ void SymbolEncoder::encode(std::span<const uint8_t> contexts, std::span<const ui
                                            : encode_lanes<kMaxLanes>;
   const uint16_t* const words = encode(contexts, symbols, entries.data(), states, end);
 
+  append(out, static_cast<uint8_t>(lane_code(lanes) << 4 | static_cast<uint32_t>(model.precision())));
   model.write(out);
-  append(out, static_cast<uint8_t>(lanes));
   append_varint(out, static_cast<uint64_t>(end - words));
   append_bytes(out, std::as_bytes(std::span(states).first(lanes)));
   append_bytes(out, std::as_bytes(std::span(words, end)));
@@ -408,10 +412,12 @@ void SymbolEncoder::encode(std::span<const uint8_t> contexts, std::span<const ui
 
 Result<std::span<const std::byte>> decode_symbols(std::span<const std::byte>& in, uint32_t alphabet,
                                                   std::span<const uint8_t> contexts, std::span<uint8_t> symbols) {
-  const SymbolModel model = LATHE_TRY(SymbolModel::read(in, alphabet));
-  const auto lanes = LATHE_TRY(take<uint8_t>(in));
-  if (lanes != 1 && lanes != kFewLanes && lanes != kMaxLanes)
-    return corruption("a symbol stream has an impossible number of lanes");
+  const auto form = LATHE_TRY(take<uint8_t>(in));
+  const int precision = form & 15;
+  if ((precision != kSparsePrecision && precision != kDensePrecision) || form >> 4 >= std::ssize(kLaneCounts))
+    return corruption("a symbol stream has an unknown form");
+  const uint32_t lanes = kLaneCounts[form >> 4];
+  const SymbolModel model = LATHE_TRY(SymbolModel::read(in, precision, alphabet));
   const uint64_t count = LATHE_TRY(take_varint(in));
   std::array<uint32_t, kMaxLanes> states{};
   for (uint32_t lane = 0; lane < lanes; ++lane) {

@@ -84,7 +84,7 @@ class HistogramBuilder {
 
  private:
   static constexpr size_t kParts = 4;
-  std::vector<Histogram> parts_;
+  std::vector<Histogram> parts_ = std::vector<Histogram>(kParts);
 };
 
 // One static table per context, as coded: the most frequent symbol takes what the others' frequencies, rounded to five
@@ -99,7 +99,7 @@ class SymbolModel {
 
   void write(std::vector<std::byte>& out) const;
   // kCorruption for tables that contradict themselves or name a symbol of `symbols` or more.
-  static Result<SymbolModel> read(std::span<const std::byte>& in, uint32_t symbols);
+  static Result<SymbolModel> read(std::span<const std::byte>& in, int precision, uint32_t symbols);
 
  private:
   bool trivial(uint32_t context) const;  // only symbol 0

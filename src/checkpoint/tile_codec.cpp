@@ -3,17 +3,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 #include <utility>
 
 #include "checkpoint/bytes.h"
+#include "checkpoint/context_choice.h"
 #include "checkpoint/element_loops.h"
 
 namespace lathe::checkpoint {
 namespace {
 
 constexpr size_t kChunk = 128;       // elements that loops look at together before they look at each
-constexpr size_t kCodedBlock = 512;  // bytes: what sparse parts leave out or code
+constexpr size_t kCodedBlock = 512;  // bytes: what is left out or coded
 
 template <class Element>
 constexpr size_t kBlockElements = kCodedBlock / sizeof(typename Element::Bits);
@@ -45,124 +45,27 @@ auto with_element(ElementType type, Work&& work) {
   return work(Byte());
 }
 
-// The exponent of context 0, such that context 31 holds all but a few of the largest numbers. From a sample: any base
-// is exact, this one is only good.
-template <class Element>
-ContextRange choose_range(const std::byte* values, size_t count) {
-  constexpr size_t kStride = 16;
-  constexpr int kExponents = 1 << (8 * sizeof(typename Element::Bits) - 1 - Element::kMantissa);
-  std::array<uint32_t, kExponents> seen{};
-  for (size_t i = 0; i < count; i += kStride)
-    ++seen[Element::magnitude(load<typename Element::Bits>(values, i)) >> Element::kMantissa];
-  const size_t few = count / kStride / 2048;
-  size_t above = 0;
-  int top = kExponents - 1;
-  while (top > 0 && (above += seen[static_cast<size_t>(top)]) <= few) --top;
-  return {.base = static_cast<uint32_t>(std::max(0, top - (static_cast<int>(kContexts) - 1))), .last = kContexts - 1};
-}
-
-double n_log_n(uint64_t n) {
-  return n < 2 ? 0 : static_cast<double>(n) * std::log2(static_cast<double>(n));
-}
-
-using Counts = std::array<uint32_t, kSymbols>;
-
-// Bits of one context's symbols under the best code, and of its table.
-double context_bits(const Counts& counts) {
-  uint64_t total = 0;
-  int present = 0;
-  double bits = 0;
-  for (const uint32_t n : counts) {
-    if (n == 0) continue;
-    total += n;
-    bits -= n_log_n(n);
-    ++present;
-  }
-  bits += n_log_n(total);
-  return counts[0] == total ? 0 : bits + 9 * present;
-}
-
-double histogram_bits(const Histogram& histogram) {
-  double bits = 0;
-  for (const Counts& counts : histogram.count) bits += context_bits(counts);
-  return bits;
-}
-
-// Elements by the contexts of their old and new values.
-using Transitions = std::array<std::array<uint32_t, kContexts>, kContexts>;
-
-Transitions count_transitions(const uint8_t* from, const uint8_t* to, size_t count, const Histogram& histogram) {
-  Transitions transitions{};
-  for (size_t chunk = 0; chunk < count; chunk += kChunk) {
-    const size_t end = std::min(count, chunk + kChunk);
-    if (std::memcmp(from + chunk, to + chunk, end - chunk) == 0) continue;
-    for (size_t i = chunk; i < end; ++i) transitions[from[i]][to[i]] += from[i] != to[i];
-  }
-  for (uint32_t c = 0; c < kContexts; ++c) {
-    const auto& all = histogram.count[c];
-    const auto& moved = transitions[c];
-    transitions[c][c] = std::accumulate(all.begin(), all.end(), 0U) - std::accumulate(moved.begin(), moved.end(), 0U);
-  }
-  return transitions;
-}
-
-// Bits of the old contexts given the new ones.
-double transition_bits(const Transitions& transitions) {
-  double bits = 0;
-  for (uint32_t to = 0; to < kContexts; ++to) {
-    uint64_t total = 0;
-    for (uint32_t from = 0; from < kContexts; ++from) {
-      total += transitions[from][to];
-      bits -= n_log_n(transitions[from][to]);
-    }
-    bits += n_log_n(total);
-  }
-  return bits;
-}
-
-// How many of the lowest contexts to put together, less one. A rare exponent is not worth a table; and where steps are
-// as large as the numbers, telling the old exponents costs more than they help.
-uint32_t best_merge(const Histogram& histogram, Transitions transitions) {
-  constexpr double kDistanceHelps = 0.55;  // what is left of transition_bits when the distance to the edge is known
-  double bits = histogram_bits(histogram);
-  double best_bits = bits + kDistanceHelps * transition_bits(transitions);
-  Counts low = histogram.count[0];
-  double low_bits = context_bits(low);
-  uint32_t best = 0;
-  for (uint32_t c = 1; c < kContexts; ++c) {
-    bits -= low_bits + context_bits(histogram.count[c]);
-    for (uint32_t s = 0; s < kSymbols; ++s) low[s] += histogram.count[c][s];
-    low_bits = context_bits(low);
-    bits += low_bits;
-    // Row and column c - 1, which hold all below them, join c.
-    for (uint32_t k = 0; k < kContexts; ++k) transitions[c][k] += std::exchange(transitions[c - 1][k], 0);
-    for (uint32_t k = 0; k < kContexts; ++k) transitions[k][c] += std::exchange(transitions[k][c - 1], 0);
-    const double all_bits = bits + kDistanceHelps * transition_bits(transitions);
-    if (all_bits <= best_bits) best = c, best_bits = all_bits;
-  }
-  return best;
-}
-
-// Lengths of the runs of blocks that are left out, coded, left out ...
+// Lengths of the runs of blocks that are left out, coded, left out ...; 0, unless it comes first, for all that remain.
 void append_runs(std::span<const uint8_t> blocks, std::vector<std::byte>& out) {
   uint8_t kind = 0;
   size_t begin = 0;
-  for (size_t i = 0; i <= blocks.size(); ++i) {
-    if (i < blocks.size() && blocks[i] == kind) continue;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (blocks[i] == kind) continue;
     append_varint(out, i - begin);
     begin = i;
     kind ^= 1U;
   }
+  append_varint(out, begin > 0 || kind == 1 ? 0 : blocks.size());
 }
 
 Status take_runs(std::span<const std::byte>& in, std::span<uint8_t> blocks) {
   uint8_t kind = 0;
-  for (size_t done = 0; done < blocks.size(); kind ^= 1U) {
+  for (auto at = blocks.begin(); at != blocks.end(); kind ^= 1U) {
     const uint64_t run = LATHE_TRY(take_varint(in));
-    if (run > blocks.size() - done || (run == 0 && done > 0))
-      return corruption("the runs of changed blocks do not fit");
-    std::fill_n(blocks.begin() + static_cast<ptrdiff_t>(done), run, kind);
-    done += run;
+    const auto left = static_cast<uint64_t>(blocks.end() - at),
+               size = run == 0 && (at != blocks.begin() || kind == 1) ? left : run;
+    if (size > left) return corruption("the runs of changed blocks do not fit");
+    at = std::fill_n(at, size, kind);
   }
   return {};
 }
@@ -198,12 +101,6 @@ void TileCodec::list_runs(size_t count, size_t block_elements) {
   coded_ = coded;
 }
 
-void TileCodec::gather(std::vector<uint8_t>& values) const {
-  for (const Run& run : runs_) {
-    if (run.first != run.coded) std::memmove(&values[run.coded], &values[run.first], run.size);
-  }
-}
-
 bool TileCodec::find_changed_blocks(const std::byte* before, const std::byte* after, size_t size) {
   bool any = false;
   blocks_.resize((size + kCodedBlock - 1) / kCodedBlock);
@@ -215,52 +112,91 @@ bool TileCodec::find_changed_blocks(const std::byte* before, const std::byte* af
   return any;
 }
 
-TileMode TileCodec::choose_mode(size_t count, size_t block_elements, Histogram& histogram,
-                                std::vector<std::byte>& payload) {
-  list_runs(count, block_elements);
-  histogram_.clear();
-  for (const Run& run : runs_) histogram_.add(&contexts_[run.first], &symbols_[run.first], run.size);
-  histogram = histogram_.total();
-  if (coded_ < count) {
-    std::vector<std::byte> lengths;
-    append_runs(blocks_, lengths);
-    for (size_t b = 0; b < blocks_.size(); ++b) {
-      const size_t first = b * block_elements;
-      if (blocks_[b] == 0) histogram_.add(&contexts_[first], &symbols_[first], std::min(block_elements, count - first));
-    }
-    const Histogram all = histogram_.total();
-    constexpr double kWorthSkipping = 512;  // bits: a little more is fine, leaving blocks out is faster
-    if (histogram_bits(histogram) + 8 * static_cast<double>(lengths.size()) < histogram_bits(all) + kWorthSkipping) {
-      append(payload, TileMode::kSparse);
-      append_bytes(payload, lengths);
-      return TileMode::kSparse;
-    }
-    histogram = all;
-    std::fill(blocks_.begin(), blocks_.end(), uint8_t{1});
-    list_runs(count, block_elements);
+template <class Element>
+void TileCodec::form_symbols(const std::byte* before, const std::byte* after) {
+  symbols_.resize(coded_);
+  changed_ = 0;
+  for (const Run& run : runs_) {
+    const size_t offset = run.first * sizeof(typename Element::Bits);
+    symbols_of(Element(), before + offset, after + offset, run.size, &symbols_[run.coded]);
+    changed_ += count_nonzero(&symbols_[run.coded], run.size);
   }
-  append(payload, TileMode::kDense);
-  return TileMode::kDense;
 }
 
 template <class Element>
-std::span<const std::byte> TileCodec::steps_extra(const std::byte* before, const std::byte* after) {
+void TileCodec::choose_blocks(const std::byte* before, const std::byte* after, size_t count,
+                              std::vector<std::byte>& payload) {
+  list_runs(count, kBlockElements<Element>);
+  form_symbols<Element>(before, after);
+  if (coded_ < count) {
+    // Bits that tell which elements changed, if they are scattered.
+    const auto place_bits = [this](size_t among) -> double {
+      const auto n = static_cast<double>(among), k = static_cast<double>(changed_);
+      return k == 0 || k == n ? 0 : k * std::log2(n / k) + (n - k) * std::log2(n / (n - k));
+    };
+    std::vector<std::byte> lengths;
+    append_runs(blocks_, lengths);
+    constexpr double kWorthSkipping = 512;  // a few bits more are fine: what is left out costs no time
+    if (place_bits(coded_) + 8 * static_cast<double>(lengths.size()) > place_bits(count) + kWorthSkipping) {
+      std::fill(blocks_.begin(), blocks_.end(), uint8_t{1});
+      list_runs(count, kBlockElements<Element>);
+      form_symbols<Element>(before, after);
+    }
+  }
+  append_runs(blocks_, payload);
+}
+
+template <class Element>
+uint32_t TileCodec::step_number(const std::byte* before, const std::byte* after, size_t i) {
   using Bits = typename Element::Bits;
-  extra_.clear();
+  const Bits from = Element::ordinal(load<Bits>(before, i)), to = Element::ordinal(load<Bits>(after, i));
+  return zigzag(static_cast<Bits>(to - from));
+}
+
+template <class Element>
+void TileCodec::encode_sparse(const std::byte* before, const std::byte* after, ContextRange range,
+                              std::vector<std::byte>& payload) {
+  changes_.clear();
   for (const Run& run : runs_) {
-    const size_t end = run.first + run.size;
-    for (size_t chunk = run.first; chunk < end; chunk += kChunk) {
-      const size_t stop = std::min(end, chunk + kChunk);
-      if (max_of(&symbols_[chunk], stop - chunk) < 16) continue;
-      for (size_t i = chunk; i < stop; ++i) {
-        const uint32_t bits = extra_bits(symbols_[i]);
-        if (bits == 0) continue;
-        const Bits from = Element::ordinal(load<Bits>(before, i)), to = Element::ordinal(load<Bits>(after, i));
-        extra_.put(zigzag(static_cast<Bits>(to - from)) & ((1U << bits) - 1), bits);
+    const uint8_t* symbols = &symbols_[run.coded];
+    for (size_t i = 0; i < run.size;) {
+      if (i + sizeof(uint64_t) <= run.size && load<uint64_t>(reinterpret_cast<const std::byte*>(symbols + i), 0) == 0) {
+        i += sizeof(uint64_t);
+        continue;
+      }
+      for (const size_t end = std::min(run.size, i + sizeof(uint64_t)); i < end; ++i) {
+        if (symbols[i] == 0) continue;
+        changes_.push_back({.element = static_cast<uint32_t>(run.coded + i),
+                            .number = step_number<Element>(before, after, run.first + i)});
       }
     }
   }
-  return extra_.finish();
+  encode_changes(changes_, contexts_, Element::kFloat ? new_contexts_ : contexts_, range.last + 1, encoder_, payload);
+}
+
+template <class Element>
+void TileCodec::encode_dense(const std::byte* before, const std::byte* after, ContextRange range,
+                             std::vector<std::byte>& payload) {
+  if constexpr (Element::kFloat) {
+    const std::vector<std::byte> crossings = encode_crossings<Element>(after, range);
+    append_varint(payload, crossings.size());
+    append_bytes(payload, crossings);
+  }
+  extra_.clear();
+  for (const Run& run : runs_) {
+    for (size_t chunk = 0; chunk < run.size; chunk += kChunk) {
+      const size_t end = std::min(run.size, chunk + kChunk);
+      const uint8_t* symbols = &symbols_[run.coded];
+      if (max_of(symbols + chunk, end - chunk) < 16) continue;
+      for (size_t i = chunk; i < end; ++i) {
+        const uint32_t bits = extra_bits(symbols[i]);
+        if (bits > 0) extra_.put(step_number<Element>(before, after, run.first + i) & ((1U << bits) - 1), bits);
+      }
+    }
+  }
+  histogram_.clear();
+  histogram_.add(contexts_.data(), symbols_.data(), coded_);
+  encoder_.encode(contexts_, symbols_, histogram_.total(), extra_.finish(), payload);
 }
 
 template <class Element>
@@ -271,32 +207,28 @@ TileMode TileCodec::encode_part(const std::byte* before, const std::byte* after,
     append(payload, TileMode::kUnchanged);
     return TileMode::kUnchanged;
   }
-  ContextRange range;
-  if constexpr (Element::kFloat) range = choose_range<Element>(before, count);
-  contexts_.resize(count);
-  symbols_.resize(count);
-  contexts_of(Element(), before, count, range, contexts_.data());
-  symbols_of(Element(), before, after, count, symbols_.data());
-  Histogram histogram;
-  const TileMode mode = choose_mode(count, kBlockElements<Element>, histogram, payload);
-  const auto extra = steps_extra<Element>(before, after);
-  gather(symbols_);
-  gather(contexts_);
+  append(payload, TileMode::kSparse);
+  choose_blocks<Element>(before, after, count, payload);
+  ContextRange range = choose_range<Element>(before, count);
+  form_contexts<Element>(before, range, contexts_);
+  const auto& new_contexts = Element::kFloat ? new_contexts_ : contexts_;
+  if constexpr (Element::kFloat) form_contexts<Element>(after, range, new_contexts_);
+  const auto [sparse, merge] = choose_contexts(contexts_.data(), new_contexts.data(), symbols_.data(), coded_);
   if constexpr (Element::kFloat) {
-    form_contexts<Element>(after, range, new_contexts_);
-    const uint32_t merge =
-        best_merge(histogram, count_transitions(contexts_.data(), new_contexts_.data(), coded_, histogram));
-    histogram = histogram.merged(merge);
     lower(contexts_.data(), coded_, static_cast<uint8_t>(merge));
     lower(new_contexts_.data(), coded_, static_cast<uint8_t>(merge));
     range = {.base = range.base + merge, .last = range.last - merge};
     append(payload, static_cast<uint8_t>(range.base));
     append(payload, static_cast<uint8_t>(range.last));
-    const std::vector<std::byte> crossings = encode_crossings<Element>(after, range);
-    append_varint(payload, crossings.size());
-    append_bytes(payload, crossings);
   }
-  encoder_.encode({contexts_.data(), coded_}, {symbols_.data(), coded_}, histogram, extra, payload);
+  TileMode mode = TileMode::kSparse;
+  if (sparse) {
+    encode_sparse<Element>(before, after, range, payload);
+  } else {
+    mode = TileMode::kDense;
+    payload[begin] = static_cast<std::byte>(mode);
+    encode_dense<Element>(before, after, range, payload);
+  }
   if (payload.size() - begin <= size) return mode;
   payload.resize(begin);
   append_raw(before, after, size, payload);
@@ -429,7 +361,7 @@ std::vector<std::byte> TileCodec::encode_crossings(const std::byte* after, Conte
   uint32_t present = 0;
   for (uint32_t c = 0; c < kContexts; ++c) present |= static_cast<uint32_t>(crossings.limits[c] > 0) << c;
   if (present == 0) return out;
-  append(out, present);
+  append_varint(out, present);
   for (const uint32_t limit : crossings.limits) {
     if (limit > 0) append(out, limit_code(limit));
   }
@@ -438,12 +370,13 @@ std::vector<std::byte> TileCodec::encode_crossings(const std::byte* after, Conte
   find_candidates<Element>(after, new_contexts_, range, crossings);
   const std::span contexts(candidate_contexts_.data(), candidate_count_);
   BitWriter extra;
-  candidate_symbols_.clear();
+  candidate_symbols_.resize(candidate_count_);
+  uint8_t* __restrict symbols = candidate_symbols_.data();
   for (size_t k = 0; k < candidate_count_; ++k) {
     const uint32_t i = candidates_[k], away = contexts_[i] - new_contexts_[i];
-    const uint32_t z = zigzag(static_cast<uint8_t>(is_up(contexts[k]) ? -away : away)), symbol = symbol_of(z);
-    candidate_symbols_.push_back(static_cast<uint8_t>(symbol));
-    extra.put(z & ((1U << extra_bits(symbol)) - 1), extra_bits(symbol));
+    const uint32_t z = zigzag(static_cast<uint8_t>(is_up(contexts[k]) ? -away : away));
+    symbols[k] = static_cast<uint8_t>(symbol_of(z));
+    if (const uint32_t bits = extra_bits(symbols[k]); bits > 0) extra.put(z & ((1U << bits) - 1), bits);
   }
   const auto count = [&] {
     histogram_.clear();
@@ -459,7 +392,7 @@ std::vector<std::byte> TileCodec::encode_crossings(const std::byte* after, Conte
 
 template <class Element>
 Status TileCodec::decode_crossings(const std::byte* after, ContextRange range, std::span<const std::byte> in) {
-  const auto present = LATHE_TRY(take<uint32_t>(in));
+  const uint64_t present = LATHE_TRY(take_varint(in));
   Crossings crossings;
   for (uint32_t c = 0; c < kContexts; ++c) {
     if ((present >> c & 1U) == 0) continue;
@@ -507,21 +440,22 @@ bool TileCodec::apply_steps(const std::byte* known, std::span<const std::byte> e
 }
 
 template <class Element>
-Status TileCodec::decode_part(TileMode mode, Direction direction, std::span<const std::byte> known,
-                              std::span<const std::byte>& payload, std::byte* out) {
-  blocks_.assign((known.size() + kCodedBlock - 1) / kCodedBlock, 1);
-  if (mode == TileMode::kSparse) {
-    LATHE_TRY(take_runs(payload, blocks_));
-    std::memcpy(out, known.data(), known.size());
+Status TileCodec::decode_sparse(Direction direction, std::span<const std::byte> known, ContextRange range,
+                                std::span<const std::byte>& payload, std::byte* out) {
+  LATHE_TRY(decode_changes(payload, contexts_, range.last + 1, kAlphabet<Element>, changes_));
+  std::memcpy(out, known.data(), known.size());
+  auto run = runs_.begin();
+  for (const Change& change : changes_) {
+    while (change.element >= run->coded + run->size) ++run;
+    const size_t offset = (run->first + change.element - run->coded) * sizeof(typename Element::Bits);
+    step_from(Element(), known.data() + offset, &change.number, 1, direction == Direction::kBackward, out + offset);
   }
-  list_runs(known.size() / sizeof(typename Element::Bits), kBlockElements<Element>);
-  ContextRange range;
-  if constexpr (Element::kFloat) {
-    range.base = LATHE_TRY(take<uint8_t>(payload));
-    range.last = LATHE_TRY(take<uint8_t>(payload));
-    if (range.last >= kContexts) return corruption("a part has an impossible range of exponents");
-  }
-  form_contexts<Element>(known.data(), range, contexts_);
+  return {};
+}
+
+template <class Element>
+Status TileCodec::decode_dense(Direction direction, std::span<const std::byte> known, ContextRange range,
+                               std::span<const std::byte>& payload, std::byte* out) {
   if constexpr (Element::kFloat) {
     const uint64_t size = LATHE_TRY(take_varint(payload));
     const auto crossings = LATHE_TRY(take_bytes(payload, size));
@@ -530,9 +464,27 @@ Status TileCodec::decode_part(TileMode mode, Direction direction, std::span<cons
   }
   symbols_.resize(coded_);
   const auto extra = LATHE_TRY(decode_symbols(payload, kAlphabet<Element>, contexts_, symbols_));
+  if (coded_ * sizeof(typename Element::Bits) < known.size()) std::memcpy(out, known.data(), known.size());
   if (!apply_steps<Element>(known.data(), extra, direction, out))
     return corruption("the steps do not end where they should");
   return {};
+}
+
+template <class Element>
+Status TileCodec::decode_part(TileMode mode, Direction direction, std::span<const std::byte> known,
+                              std::span<const std::byte>& payload, std::byte* out) {
+  blocks_.resize((known.size() + kCodedBlock - 1) / kCodedBlock);
+  LATHE_TRY(take_runs(payload, blocks_));
+  list_runs(known.size() / sizeof(typename Element::Bits), kBlockElements<Element>);
+  ContextRange range;
+  if constexpr (Element::kFloat) {
+    range.base = LATHE_TRY(take<uint8_t>(payload));
+    range.last = LATHE_TRY(take<uint8_t>(payload));
+    if (range.last >= kContexts) return corruption("a part has an impossible range of exponents");
+  }
+  form_contexts<Element>(known.data(), range, contexts_);
+  if (mode == TileMode::kSparse) return decode_sparse<Element>(direction, known, range, payload, out);
+  return decode_dense<Element>(direction, known, range, payload, out);
 }
 
 TileMode TileCodec::encode(std::span<const TilePart> parts, std::span<const std::byte> before,

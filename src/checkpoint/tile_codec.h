@@ -3,7 +3,8 @@
 // Every element is coded as its step: the signed number of representable values from old to new (ulp.h), given the
 // exponent of the old value, which says how large a step is. Forward that context is known; backward it is not, so
 // elements that crossed into another exponent are told separately, which costs about one per cent more.
-// Blocks of 512 bytes without a change may be left out (sparse), and what does not compress is stored as old xor new.
+// Where few elements changed, they are listed (sparse, changes.h); else every element has a symbol (dense, entropy.h).
+// Blocks of 512 bytes without a change may be left out of both. What does not compress is stored as before xor after.
 // Threads: one at a time; keep one codec per thread, it reuses its buffers.
 // Memory: about six bytes per element of a tile, 6 MiB for bf16.
 // Format page: docs/formats/delta.md, "Payloads".
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "checkpoint/changes.h"
 #include "checkpoint/element_loops.h"
 #include "checkpoint/entropy.h"
 #include "checkpoint/tile.h"
@@ -59,15 +61,30 @@ class TileCodec {
   Status decode_part(TileMode mode, Direction direction, std::span<const std::byte> known,
                      std::span<const std::byte>& payload, std::byte* out);
 
-  bool find_changed_blocks(const std::byte* before, const std::byte* after, size_t size);
-  // Decides between sparse and dense, writes that, and leaves what is to be coded in runs_ and `histogram`.
-  TileMode choose_mode(size_t count, size_t block_elements, Histogram& histogram, std::vector<std::byte>& payload);
+  bool find_changed_blocks(const std::byte* before, const std::byte* after, size_t size);  // false if there are none
+  // Decides which blocks are coded and writes that; leaves runs_, coded_, symbols_ and changed_.
+  template <class Element>
+  void choose_blocks(const std::byte* before, const std::byte* after, size_t count, std::vector<std::byte>& payload);
   void list_runs(size_t count, size_t block_elements);  // runs_ and coded_ from blocks_
-  void gather(std::vector<uint8_t>& values) const;      // moves those of coded elements to the front
+  template <class Element>
+  void form_symbols(const std::byte* before, const std::byte* after);
   template <class Element>
   void form_contexts(const std::byte* values, ContextRange range, std::vector<uint8_t>& contexts) const;
   template <class Element>
-  std::span<const std::byte> steps_extra(const std::byte* before, const std::byte* after);
+  static uint32_t step_number(const std::byte* before, const std::byte* after, size_t i);  // zigzagged
+
+  template <class Element>
+  void encode_sparse(const std::byte* before, const std::byte* after, ContextRange range,
+                     std::vector<std::byte>& payload);
+  template <class Element>
+  Status decode_sparse(Direction direction, std::span<const std::byte> known, ContextRange range,
+                       std::span<const std::byte>& payload, std::byte* out);
+  template <class Element>
+  void encode_dense(const std::byte* before, const std::byte* after, ContextRange range,
+                    std::vector<std::byte>& payload);
+  template <class Element>
+  Status decode_dense(Direction direction, std::span<const std::byte> known, ContextRange range,
+                      std::span<const std::byte>& payload, std::byte* out);
   template <class Element>
   bool apply_steps(const std::byte* known, std::span<const std::byte> extra, Direction direction, std::byte* out) const;
 
@@ -86,9 +103,11 @@ class TileCodec {
   std::vector<uint8_t> blocks_;              // per block of the part: 1 if it is coded
   std::vector<Run> runs_;                    // neighbouring coded blocks
   size_t coded_ = 0;                         // elements in them
-  std::vector<uint8_t> contexts_, symbols_;  // per element, then per coded element
-  std::vector<uint8_t> new_contexts_;        // of the values after, per coded element
-  std::vector<uint8_t> table_;               // per magnitude of a 16-bit type: is it a candidate, and how far
+  size_t changed_ = 0;                       // of these, how many have a step
+  std::vector<uint8_t> symbols_, contexts_;  // per coded element; contexts of the values before, or of those known
+  std::vector<uint8_t> new_contexts_;        // of the values after
+  std::vector<Change> changes_;
+  std::vector<uint8_t> table_;  // per magnitude of a 16-bit type: is it a candidate, and how far
   size_t candidate_count_ = 0;
   std::vector<uint32_t> candidates_;  // indices of coded elements
   std::vector<uint8_t> candidate_contexts_, candidate_symbols_;

@@ -1,0 +1,51 @@
+// Which contexts to code a part's steps under: the encoder's choice; any is exact.
+//
+// Threads: pure functions.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "checkpoint/element_loops.h"
+#include "checkpoint/entropy.h"
+#include "checkpoint/ulp.h"
+
+namespace lathe::checkpoint {
+
+// Contexts such that the last one holds all but a few of the largest numbers, and context 0 all that are much smaller.
+// From a sample.
+template <class Element>
+ContextRange choose_range(const std::byte* values, size_t count) {
+  if constexpr (!Element::kFloat) {
+    return {};
+  } else {
+    constexpr size_t kStride = 16;
+    constexpr int kExponents = 1 << (8 * sizeof(typename Element::Bits) - 1 - Element::kMantissa);
+    std::array<uint32_t, kExponents> seen{};
+    for (size_t i = 0; i < count; i += kStride)
+      ++seen[Element::magnitude(load<typename Element::Bits>(values, i)) >> Element::kMantissa];
+    const size_t few = count / kStride / 2048;
+    size_t above = 0;
+    int top = kExponents - 1;
+    while (top > 0 && (above += seen[static_cast<size_t>(top)]) <= few) --top;
+    return {.base = static_cast<uint32_t>(std::max(0, top - static_cast<int>(kContexts - 1))), .last = kContexts - 1};
+  }
+}
+
+// Bits of the symbols under the best code, and of its tables.
+double histogram_bits(const Histogram& histogram);
+
+// How to code elements, given the contexts of their old and new values and the symbols of their steps.
+struct ContextChoice {
+  bool sparse = false;  // as a list of changes (changes.h) rather than a symbol for each element
+  uint32_t merge = 0;   // how many of the lowest contexts to put together, less one
+};
+
+// A rare exponent is not worth a table; and where steps are as large as the numbers, telling which exponents changed
+// costs more than exponents help. Lists are several times as fast while they are short, and a little larger. Decided on
+// a sample if there are many elements.
+ContextChoice choose_contexts(const uint8_t* before, const uint8_t* after, const uint8_t* symbols, size_t count);
+
+}  // namespace lathe::checkpoint

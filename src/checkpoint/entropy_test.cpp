@@ -1,0 +1,111 @@
+// Symbol streams: any numbers come back, at their entropy, whatever the distribution and the number of lanes.
+#include "checkpoint/entropy.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <random>
+
+namespace lathe::checkpoint {
+namespace {
+
+struct Stream {
+  std::vector<uint8_t> contexts, symbols;
+
+  Stream(size_t count, const std::function<std::pair<uint32_t, uint32_t>()>& draw) {
+    for (size_t i = 0; i < count; ++i) {
+      const auto [context, symbol] = draw();
+      contexts.push_back(static_cast<uint8_t>(context));
+      symbols.push_back(static_cast<uint8_t>(symbol));
+    }
+  }
+
+  double entropy_bytes() const {
+    std::vector<double> counts(kContexts * kSymbols), totals(kContexts);
+    for (size_t i = 0; i < symbols.size(); ++i) {
+      ++counts[contexts[i] * kSymbols + symbols[i]];
+      ++totals[contexts[i]];
+    }
+    double bits = 0;
+    for (size_t k = 0; k < counts.size(); ++k)
+      bits += counts[k] > 0 ? counts[k] * std::log2(totals[k / kSymbols] / counts[k]) : 0;
+    return bits / 8;
+  }
+
+  // Checks that it comes back, and returns its size.
+  size_t code() const {
+    const std::byte extra[] = {std::byte{1}, std::byte{2}};
+    HistogramBuilder histogram;
+    histogram.add(contexts.data(), symbols.data(), symbols.size());
+    std::vector<std::byte> out;
+    SymbolEncoder().encode(contexts, symbols, histogram.total(), extra, out);
+    std::span<const std::byte> in(out);
+    std::vector<uint8_t> back(symbols.size());
+    const auto rest = decode_symbols(in, kSymbols, contexts, back);
+    EXPECT_TRUE(rest.ok()) << rest.error().message;
+    EXPECT_EQ(back, symbols);
+    EXPECT_EQ(rest->size(), 2U);
+    EXPECT_TRUE(in.empty());
+    return out.size();
+  }
+};
+
+TEST(Symbols, NumbersAndBack) {
+  for (uint32_t power = 0; power < 32; ++power) {
+    for (const uint32_t number :
+         {(1U << power) - 1, 1U << power, (1U << power) + 1, (1U << power) | (1U << power) >> 1}) {
+      const uint32_t symbol = symbol_of(number), bits = extra_bits(symbol);
+      ASSERT_LT(symbol, kSymbols);
+      ASSERT_EQ(number_of(symbol, number & static_cast<uint32_t>((uint64_t{1} << bits) - 1)), number);
+    }
+  }
+  EXPECT_EQ(symbol_of(~0U), kSymbols - 1);
+}
+
+TEST(Symbols, OfEveryDistribution) {
+  std::mt19937 random(1);
+  const auto of = [&](uint32_t n) { return static_cast<uint32_t>(random() % n); };
+  for (const size_t count : {0, 1, 5, 100, 20'000, 200'000}) {
+    Stream(count, [] { return std::pair(0U, 0U); }).code();
+    Stream(count, [] { return std::pair(31U, 127U); }).code();
+    Stream(count, [&] { return std::pair(of(32), of(128)); }).code();
+    Stream(count, [&] { return std::pair(of(2), of(1000) == 0 ? of(128) : 0); }).code();
+    Stream(count, [&] { return std::pair(3U, of(3) == 0 ? 7 : 126 + of(2)); }).code();
+  }
+}
+
+TEST(Symbols, AreCodedAtTheirEntropy) {
+  std::mt19937 random(2);
+  std::exponential_distribution<double> far(1);
+  constexpr size_t kCount = 1'000'000;
+  for (const double change : {0.002, 0.02, 0.2, 0.9}) {  // rarer in higher contexts
+    const Stream stream(kCount, [&] {
+      const uint32_t context = static_cast<uint32_t>(random() % 8);
+      const bool changes = static_cast<double>(random()) / 4294967296.0 < change / (1U << context);
+      return std::pair(context, changes ? std::min(127U, 1 + static_cast<uint32_t>(8 * change * far(random))) : 0);
+    });
+    EXPECT_LT(static_cast<double>(stream.code()), 1.01 * stream.entropy_bytes() + 250) << change;
+  }
+}
+
+TEST(Bits, AreReadAsWritten) {
+  std::mt19937 random(3);
+  BitWriter writer;
+  std::vector<std::pair<uint32_t, uint32_t>> written;
+  for (int i = 0; i < 1000; ++i) {
+    const auto bits = static_cast<uint32_t>(random() % 33);
+    written.emplace_back(static_cast<uint32_t>(random() & ((uint64_t{1} << bits) - 1)), bits);
+    writer.put(written.back().first, bits);
+  }
+  const auto bytes = writer.finish();
+  BitReader reader(bytes);
+  EXPECT_FALSE(reader.exact());
+  for (const auto& [value, bits] : written) ASSERT_EQ(reader.get(bits), value);
+  EXPECT_TRUE(reader.exact());
+  reader.get(32);
+  EXPECT_FALSE(reader.exact());
+}
+
+}  // namespace
+}  // namespace lathe::checkpoint
