@@ -19,13 +19,13 @@
 #include "checkpoint/bytes.h"
 #include "checkpoint/delta.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/test_files.h"
 #include "checkpoint/ulp.h"
 #include "io/env.h"
 
 namespace lathe::checkpoint {
 namespace {
 
-using Bytes = std::vector<std::byte>;
 using View = std::span<const std::byte>;
 
 constexpr int kRepeats = 3;
@@ -118,20 +118,9 @@ Bound entropy_bound(View before, View after) {
   return {.changed = static_cast<double>(changed) / static_cast<double>(n), .bytes = bits / 8};
 }
 
-class MemorySink final : public io::WritableFile {
+class ViewSource final : public io::RandomAccessFile {
  public:
-  Status append(std::span<const std::byte> bytes) override {
-    append_bytes(data, bytes);
-    return {};
-  }
-  Status sync() override { return {}; }
-  Status close() override { return {}; }
-  Bytes data;
-};
-
-class MemorySource final : public io::RandomAccessFile {
- public:
-  explicit MemorySource(View bytes) : bytes_(bytes) {}
+  explicit ViewSource(View bytes) : bytes_(bytes) {}
   uint64_t size() const override { return bytes_.size(); }
   Status read_at(uint64_t offset, std::span<std::byte> out) const override {
     std::memcpy(out.data(), &bytes_[offset], out.size());
@@ -173,7 +162,7 @@ Result<Speeds> measure_codec(const FileLayout& layout, View before, View after) 
   speeds.encode = gigabytes / best_seconds([&] { done = done.ok() ? encode() : done; });
   LATHE_TRY(std::move(done));
 
-  const DeltaReader reader = LATHE_TRY(DeltaReader::open(std::make_unique<MemorySource>(sink.data)));
+  const DeltaReader reader = LATHE_TRY(DeltaReader::open(std::make_unique<ViewSource>(sink.data)));
   Bytes out(kTileBytes);
   const auto decode = [&](Direction direction) -> Status {
     for (const DeltaTile& tile : reader.tiles()) {

@@ -73,19 +73,10 @@ weights::WeightStore random_weights(const model::ModelConfig& config, c10::Devic
   const auto options = at::TensorOptions().dtype(at::kBFloat16).device(device);
   weights::WeightStore store;
   for (const auto& spec : model::Model::parameter_specs(config)) {
-    const std::vector<int64_t>& first = spec.parts.front().shape;
-    const bool matrix = first.size() == 2;
-    std::vector<std::pair<std::string, int64_t>> parts;
-    int64_t rows = 0;
-    for (const auto& part : spec.parts) {  // what has other dimensions is held flat
-      parts.emplace_back(part.name, matrix ? part.shape[0] : c10::multiply_integers(part.shape));
-      rows += parts.back().second;
-    }
     const bool wide = spec.name.ends_with("A_log");
-    at::Tensor data = at::empty({rows}, options.dtype(wide ? at::kFloat : at::kBFloat16));
-    if (matrix) data = at::empty({rows, first[1]}, options);
-    matrix ? data.normal_(0, 0.02) : data.normal_(1, 0.1);
-    store.add(spec.name, std::move(data), parts, spec.vocabulary);
+    at::Tensor data = at::empty(spec.held_shape(), options.dtype(wide ? at::kFloat : at::kBFloat16));
+    data.dim() == 2 ? data.normal_(0, 0.02) : data.normal_(1, 0.1);
+    store.add(spec.name, std::move(data), spec.held_parts(), spec.vocabulary);
   }
   return store;
 }

@@ -47,8 +47,7 @@ void TrainProgress::referenced(int64_t items, int64_t of) {
   show(bar(items, of) + format(" reference %ld/%ld", static_cast<long>(items), static_cast<long>(of)), items == of);
 }
 
-void TrainProgress::stepped(const train::StepRecord& record, const train::StepReport& report) {
-  tensors_ = report.commit.tensors;
+void TrainProgress::stepped(const train::StepRecord& record, const train::StepReport& /*report*/) {
   tokens_ += record.tokens;
   seconds_ += record.seconds;
   const bool last = record.step == steps_;
@@ -62,11 +61,6 @@ void TrainProgress::stepped(const train::StepRecord& record, const train::StepRe
     line += format("  lr %.2e  |g| %.3g  changed %.1f %%", record.learning_rate, record.gradient_norm,
                    100 * record.changed_fraction);
     line += format("  %.0f tokens/s", static_cast<double>(record.tokens) / record.seconds);
-    if (operations_per_second_ > 0) {
-      line += format(
-          "  %.0f %% of this machine's matrix product",
-          100 * operations_per_token_ * static_cast<double>(record.tokens) / record.seconds / operations_per_second_);
-    }
   } else {
     line += format("  %.0f tokens/s", static_cast<double>(tokens_) / seconds_);
   }
@@ -89,11 +83,6 @@ void TrainProgress::saved(int64_t step, double seconds) {
 void TrainProgress::warned(const std::string& message) {
   end_line();
   std::fprintf(stderr, "lathe train: warning: %s\n", message.c_str());
-}
-
-void TrainProgress::set_limit(double operations_per_token, double operations_per_second) {
-  operations_per_token_ = operations_per_token;
-  operations_per_second_ = operations_per_second;
 }
 
 }  // namespace lathe::cli

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "train/run.h"
 
@@ -24,13 +23,6 @@ class TrainProgress final : public train::RunObserver {
   void saved(int64_t step, double seconds) override;
   void warned(const std::string& message) override;
 
-  // Share of the machine's limit, for every step's line: operations per token of a step, and operations per second of
-  // a matrix product here.
-  void set_limit(double operations_per_token, double operations_per_second);
-
-  // Of the last step of this process.
-  const std::vector<optim::TensorReport>& tensors() const { return tensors_; }
-
  private:
   void show(const std::string& line, bool last);
   void end_line();  // so that what comes next begins one
@@ -41,9 +33,7 @@ class TrainProgress final : public train::RunObserver {
   bool open_ = false;  // the cursor stands behind a line that will be rewritten
   double seconds_ = 0;
   int64_t tokens_ = 0;
-  double operations_per_token_ = 0, operations_per_second_ = 0;
   std::optional<double> evaluation_;
-  std::vector<optim::TensorReport> tensors_;
 };
 
 }  // namespace lathe::cli

@@ -8,9 +8,9 @@
 // Where DIR holds apollo.json and no config.json, the optimizer's trajectories are replayed instead, in fp32 on the
 // CPU: parameters must agree within 1e-5 (relative L2), and their way within 5e-5 of its length.
 //
-// References are computed in fp32, and a few gradients of the delta rule's decay cancel there beyond 1e-4. Where one of
-// ours is further than 1e-4 from the reference, a run of the same case in fp64 decides: if it is the reference that is
-// further than 1e-4 from fp64, ours is held to fp64 instead, and the line lists it
+// References are computed in fp32, and a few gradients of the delta rule's decay cancel there beyond 1e-4. Where such a
+// one of ours is further than 1e-4 from the reference, a run of the same case in fp64 decides: if it is the reference
+// that is further than 1e-4 from fp64, ours is held to fp64 instead, and the line lists it
 // (docs/decisions/0008-fp64-arbiter.md).
 #include <CLI/CLI.hpp>
 #include <algorithm>

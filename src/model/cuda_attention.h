@@ -2,10 +2,9 @@
 // and no key or value head repeated.
 //
 // flash  FlashAttention 2: any n <= m; its causal mask is aligned bottom-right by itself.
-// cuDNN  about twice as fast on Hopper where there is much to do, but its mask is aligned top-left and it builds a plan
-// for
-//        every new shape. Queries that follow a past are therefore done in two parts, past and own, joined by their
-//        soft-max sums; and only shapes come here that recur (docs/decisions/0006-attention-on-gpus.md).
+// cuDNN  about twice as fast on Hopper where there is much to do, but its mask is aligned top-left and it builds a
+//        plan for every new shape. Queries that follow a past are therefore done in two parts, past and own, joined by
+//        their soft-max sums; and only shapes come here that recur (docs/decisions/0006-attention-on-gpus.md).
 // plain  matrix products with a mask: fp32, and head sizes that the others refuse.
 //
 // Only in a build with CUDA. Threads: any. Asynchronous: on the calling thread's stream.

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "checkpoint/test_files.h"
 #include "optim/optimizer.h"
 #include "optim/state_file.h"
 
@@ -34,19 +35,8 @@ void step(Optimizer& optimizer, const weights::WeightStore& store, int64_t index
   optimizer.commit(optimizer.propose(make_gradients(store, index), 1e-2).value());
 }
 
-class MemoryFile final : public io::WritableFile {
- public:
-  Status append(std::span<const std::byte> bytes) override {
-    data.insert(data.end(), bytes.begin(), bytes.end());
-    return {};
-  }
-  Status sync() override { return {}; }
-  Status close() override { return {}; }
-  std::vector<std::byte> data;
-};
-
 std::vector<std::byte> encoded(const OptimizerState& state) {
-  MemoryFile file;
+  checkpoint::MemorySink file;
   EXPECT_TRUE(write_state(state, file).ok());
   return file.data;
 }

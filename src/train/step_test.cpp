@@ -39,12 +39,9 @@ struct Taught {
     at::set_num_threads(1);  // results do not depend on it, and these models are too small for more
     at::manual_seed(5);
     for (const auto& spec : model::Model::parameter_specs(config)) {
-      std::vector<std::pair<std::string, int64_t>> parts;
-      std::vector<int64_t> shape = spec.parts[0].shape;
-      shape[0] = 0;
-      for (const auto& part : spec.parts) shape[0] += part.shape[0], parts.emplace_back(part.name, part.shape[0]);
+      const std::vector<int64_t> shape = spec.held_shape();
       const at::Tensor w = shape.size() == 1 ? 1 + 0.1 * at::randn(shape) : 0.2 * at::randn(shape);
-      store.add(spec.name, w.to(dtype), parts, spec.vocabulary);
+      store.add(spec.name, w.to(dtype), spec.held_parts(), spec.vocabulary);
     }
     model.emplace(config, store);
     trainer.emplace(*model, store, gate, optimizer);

@@ -56,36 +56,46 @@ bool all_finite(const at::Tensor& t) {
                                        : all_finite<uint16_t>(bytes, t.nbytes(), 0x7F80U);
 }
 
-// Rows of a part as the store counts them: all elements where the tensor is held flat.
-int64_t held_rows(const std::vector<int64_t>& shape) {
-  return shape.size() <= 2 ? shape[0] : c10::multiply_integers(shape);
+int64_t held_rows(const ParameterSpec::PartSpec& part) {
+  return part.shape.size() <= 2 ? part.shape[0] : c10::multiply_integers(part.shape);
 }
 
 // Allocates the parameter's memory and copies its parts in, one after the other.
 Result<at::Tensor> read_parameter(const checkpoint::ModelDir& dir, const ParameterSpec& spec) {
   const auto* first = LATHE_TRY(find(dir, spec.parts.front()));
   const at::ScalarType dtype = LATHE_TRY(scalar_type(*first));
-  std::vector<int64_t> shape{0};
-  for (const auto& part : spec.parts) shape[0] += held_rows(part.shape);
-  if (first->shape.size() == 2) shape.push_back(first->shape[1]);
-  at::Tensor data = at::empty(shape, at::TensorOptions().dtype(dtype));
+  at::Tensor data = at::empty(spec.held_shape(), at::TensorOptions().dtype(dtype));
   int64_t row = 0;
   for (const auto& part : spec.parts) {
     const auto* info = LATHE_TRY(find(dir, part));
+    const int64_t rows = held_rows(part);
     if (info->dtype != first->dtype) {
       return unsupported("tensors " + first->name + " and " + info->name +
                          " have different dtypes; Lathe keeps them in one matrix");
     }
-    const at::Tensor view = data.narrow(0, row, held_rows(part.shape));
+    const at::Tensor view = data.narrow(0, row, rows);
     LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(view.mutable_data_ptr()), view.nbytes()}));
     if (!all_finite(view))
       return corruption("tensor " + part.name + " holds NaN or infinite values; the checkpoint is damaged");
-    row += held_rows(part.shape);
+    row += rows;
   }
   return data;
 }
 
 }  // namespace
+
+std::vector<int64_t> ParameterSpec::held_shape() const {
+  std::vector<int64_t> shape{0};
+  for (const PartSpec& part : parts) shape[0] += held_rows(part);
+  if (parts.front().shape.size() == 2) shape.push_back(parts.front().shape[1]);
+  return shape;
+}
+
+std::vector<std::pair<std::string, int64_t>> ParameterSpec::held_parts() const {
+  std::vector<std::pair<std::string, int64_t>> held;
+  for (const PartSpec& part : parts) held.emplace_back(part.name, held_rows(part));
+  return held;
+}
 
 void WeightStore::add(const std::string& name, at::Tensor data,
                       const std::vector<std::pair<std::string, int64_t>>& parts, bool vocabulary) {
@@ -113,10 +123,8 @@ Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span
   WeightStore store;
   for (const ParameterSpec& spec : specs) {
     at::Tensor data = LATHE_TRY(read_parameter(dir, spec));
-    std::vector<std::pair<std::string, int64_t>> parts;
-    for (const auto& part : spec.parts) parts.emplace_back(part.name, held_rows(part.shape));
     data = data.to(placement.device, placement.dtype.value_or(data.scalar_type()));
-    store.add(spec.name, std::move(data), parts, spec.vocabulary);
+    store.add(spec.name, std::move(data), spec.held_parts(), spec.vocabulary);
   }
   return store;
 }

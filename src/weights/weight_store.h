@@ -53,6 +53,11 @@ struct ParameterSpec {
   std::string name;
   std::vector<PartSpec> parts;
   bool vocabulary = false;
+
+  // As the store holds it: [out, in], or [n] where parts have one dimension or more than two; and the rows (of a flat
+  // one: elements) of each part.
+  std::vector<int64_t> held_shape() const;
+  std::vector<std::pair<std::string, int64_t>> held_parts() const;
 };
 
 // Where weights live, and as what.
