@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "checkpoint/source.h"
 #include "checkpoint/test_dir.h"
 #include "checkpoint/test_files.h"
 
@@ -357,6 +358,34 @@ TEST(Delta, MemoryIsBounded) {
   };
   ASSERT_TRUE(writer->add_all(load).ok());
   EXPECT_LT(peak() - at_start, 100);
+}
+
+// A delta of format version 1 as it was written when the format was fixed; python/lathe_delta reads the same one.
+TEST(Delta, TheCommittedOneIsReadForever) {
+  const std::string folder = std::string(LATHE_SOURCE_DIR) + "/tests/golden/delta";
+  const auto delta = DeltaReader::open(io::posix_env(), folder + "/0-1.dlt");
+  ASSERT_TRUE(delta.ok()) << delta.error().message;
+  EXPECT_TRUE(delta->verify().ok());
+  std::vector<std::string> names;
+  for (const FileLayout& layout : delta->files()) names.push_back(layout.name);
+  const auto before = hash_files(io::posix_env(), folder + "/before", names);
+  ASSERT_TRUE(before.ok()) << before.error().message;
+  const auto after = delta->follow(*before, Direction::kForward);
+  ASSERT_TRUE(after.ok()) << after.error().message;
+  EXPECT_EQ(delta->follow(*after, Direction::kBackward)->root(), before->root());
+
+  const auto source = FileSource::open(io::posix_env(), folder + "/before", *before);
+  ASSERT_TRUE(source.ok());
+  Bytes scratch(kTileBytes);
+  ASSERT_GE(delta->tiles().size(), 2U);
+  for (const DeltaTile& tile : delta->tiles()) {
+    const auto known = source->read(tile.id, scratch);
+    ASSERT_TRUE(known.ok());
+    Bytes there(known->size()), back(known->size());
+    ASSERT_TRUE(delta->decode(tile, Direction::kForward, *known, there).ok());
+    ASSERT_TRUE(delta->decode(tile, Direction::kBackward, there, back).ok());
+    EXPECT_TRUE(std::equal(back.begin(), back.end(), known->begin(), known->end()));
+  }
 }
 
 TEST(HashFiles, ReadsADirectoryAsItIs) {
