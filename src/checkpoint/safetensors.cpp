@@ -149,8 +149,8 @@ Result<Header> parse_header(std::span<const std::byte> file, uint64_t file_size)
       header.metadata[key] = text_value.get<std::string>();
     }
   }
-  // Empty tensors share their offset with the next one, so the end decides second.
-  std::sort(header.tensors.begin(), header.tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
+  // Empty tensors share their offset with the next one, so the end decides second; among them, the name.
+  std::stable_sort(header.tensors.begin(), header.tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
     return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
   });
   LATHE_TRY(check_layout(header.tensors, file_size - end));
