@@ -20,15 +20,15 @@ STATES = "30000"  # one pass over all operations of all scenarios
 # name: (file, old, new)
 MUTANTS = {
     "delta: not synced before its rename": (
-        "sync.cpp", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;", "  LATHE_TRY(file->close());\n  return report;"),
+        "sync.cpp", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return Written{", "  LATHE_TRY(file->close());\n  return Written{"),
     "delta: renamed first, synced afterwards": (
         "sync.cpp", "  LATHE_TRY(step.env.sync_directory(paths.deltas));  // the durable point\n",
-        "  const auto late = step.env.open_in_place(path);\n  if (late.ok()) LATHE_TRY((*late)->sync());\n  LATHE_TRY(step.env.sync_directory(paths.deltas));\n", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;", "  return report;"),
+        "  const auto late = step.env.open_in_place(path);\n  if (late.ok()) LATHE_TRY((*late)->sync());\n  LATHE_TRY(step.env.sync_directory(paths.deltas));\n", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return Written{", "  return Written{"),
     "delta: its directory not synced": (
         "sync.cpp", "  LATHE_TRY(step.env.sync_directory(paths.deltas));  // the durable point\n", ""),
     "delta: a failed sync is tried again": (
-        "sync.cpp", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;",
-        "  if (!file->sync().ok()) LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return report;"),
+        "sync.cpp", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return Written{",
+        "  if (!file->sync().ok()) LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return Written{"),
     "delta: the deltas' directory is not made durable": (
         "sync.cpp", "  LATHE_TRY(io::create_directory_durably(step.env, paths.deltas));\n",
         "  LATHE_TRY(step.env.create_directories(paths.deltas));\n",

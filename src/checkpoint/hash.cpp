@@ -41,6 +41,13 @@ Hash128 hash_tile(std::span<const std::byte> tile) {
   return checksum128(std::as_bytes(std::span(blocks)));
 }
 
+std::array<std::byte, 192> hash_secret() {
+  std::array<std::byte, 192> secret{};
+  static_assert(secret.size() == XXH3_SECRET_DEFAULT_SIZE);
+  XXH3_generateSecret_fromSeed(secret.data(), 0);
+  return secret;
+}
+
 uint64_t checksum64(std::span<const std::byte> bytes) {
   return XXH3_64bits(bytes.data(), bytes.size());
 }

@@ -31,6 +31,9 @@ inline constexpr uint64_t kBlockBytes = 4096;  // what a tile's hash is made of,
 // side.
 Hash128 hash_tile(std::span<const std::byte> tile);
 
+// The default secret of XXH3, for who computes it elsewhere (kernels/tile_hash.h).
+std::array<std::byte, 192> hash_secret();
+
 // XXH3-64 and XXH3-128 of plain bytes: the checksums inside delta files.
 uint64_t checksum64(std::span<const std::byte> bytes);
 Hash128 checksum128(std::span<const std::byte> bytes);

@@ -58,27 +58,78 @@ Result<TensorSource> TensorSource::open(io::Env& env, const std::string& directo
   return source;
 }
 
-Result<std::span<const std::byte>> TensorSource::read(TileId id, std::span<std::byte> scratch) const {
+std::span<const TensorSource::Piece> TensorSource::pieces_of(TileId id) const {
   const ByteRange range = tile_range(state_->files[id.file].layout, id.tile);
   const auto& pieces = pieces_[id.file];
-  const uint64_t range_end = range.offset + range.size;
-  auto piece = std::upper_bound(pieces.begin(), pieces.end(), range.offset,
-                                [](uint64_t offset, const Piece& p) { return offset < p.end; });
-  const auto behind = std::find_if(piece, pieces.end(), [&](const Piece& p) { return p.begin >= range_end; });
+  const auto first = std::upper_bound(pieces.begin(), pieces.end(), range.offset,
+                                      [](uint64_t offset, const Piece& p) { return offset < p.end; });
+  const auto behind =
+      std::find_if(first, pieces.end(), [&](const Piece& p) { return p.begin >= range.offset + range.size; });
+  return {first, behind};
+}
+
+Result<std::span<const std::byte>> TensorSource::read(TileId id, std::span<std::byte> scratch) const {
+  const ByteRange range = tile_range(state_->files[id.file].layout, id.tile);
+  const auto pieces = pieces_of(id);
   // A header, or a tile with a tensor that nobody replaces.
-  if (piece == behind || !std::all_of(piece, behind, [](const Piece& p) { return p.replaced; })) {
+  if (pieces.empty() || !std::all_of(pieces.begin(), pieces.end(), [](const Piece& p) { return p.replaced; })) {
     LATHE_TRY(files_.read(id, scratch));
   }
-  for (; piece != behind; ++piece) {
-    if (!piece->replaced) continue;
-    const uint64_t begin = std::max(piece->begin, range.offset), end = std::min(piece->end, range_end);
-    LATHE_TRY(tensors_->read(piece->tensor, begin - piece->begin, scratch.subspan(begin - range.offset, end - begin)));
+  for (const Piece& piece : pieces) {
+    if (!piece.replaced) continue;
+    const uint64_t begin = std::max(piece.begin, range.offset), end = std::min(piece.end, range.offset + range.size);
+    LATHE_TRY(tensors_->read(piece.tensor, begin - piece.begin, scratch.subspan(begin - range.offset, end - begin)));
   }
   return std::span<const std::byte>(scratch.first(range.size));
 }
 
+std::vector<TensorRange> TensorSource::ranges_of(TileId id) const {
+  const ByteRange range = tile_range(state_->files[id.file].layout, id.tile);
+  std::vector<TensorRange> ranges;
+  for (const Piece& piece : pieces_of(id)) {
+    if (!piece.replaced) return {};
+    const uint64_t begin = std::max(piece.begin, range.offset), end = std::min(piece.end, range.offset + range.size);
+    ranges.push_back({.tensor = piece.tensor, .offset = begin - piece.begin, .size = end - begin});
+  }
+  return ranges;
+}
+
 Result<Hash128> TensorSource::hash(TileId id, std::span<std::byte> scratch) const {
   return hash_tile(LATHE_TRY(read(id, scratch)));
+}
+
+Result<std::vector<Hash128>> TensorReader::hash_tiles(std::span<const std::vector<TensorRange>>) const {
+  return internal("this reader does not hash tensors in place");
+}
+
+Result<std::vector<Hash128>> WeightSource::hash_all(std::span<const TileId> tiles, int threads) const {
+  std::vector<Hash128> hashes(tiles.size());
+  const Status hashed = parallel_for(tiles.size(), thread_count(threads), [&](size_t i, size_t) -> Status {
+    thread_local std::vector<std::byte> scratch(kTileBytes);
+    hashes[i] = LATHE_TRY(hash(tiles[i], scratch));
+    return {};
+  });
+  LATHE_TRY(hashed);
+  return hashes;
+}
+
+Result<std::vector<Hash128>> TensorSource::hash_all(std::span<const TileId> tiles, int threads) const {
+  if (!tensors_->hashes_in_place()) return WeightSource::hash_all(tiles, threads);
+  std::vector<size_t> there, here;  // indices
+  std::vector<std::vector<TensorRange>> ranges;
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    auto made_of = ranges_of(tiles[i]);
+    (made_of.empty() ? here : there).push_back(i);
+    if (!made_of.empty()) ranges.push_back(std::move(made_of));
+  }
+  std::vector<Hash128> hashes(tiles.size());
+  const auto in_place = LATHE_TRY(tensors_->hash_tiles(ranges));
+  for (size_t i = 0; i < there.size(); ++i) hashes[there[i]] = in_place[i];
+  std::vector<TileId> rest;
+  for (const size_t i : here) rest.push_back(tiles[i]);
+  const auto read = LATHE_TRY(WeightSource::hash_all(rest, threads));
+  for (size_t i = 0; i < here.size(); ++i) hashes[here[i]] = read[i];
+  return hashes;
 }
 
 Result<std::vector<TileId>> changed_tiles(const WeightSource& source, const WeightState& state, size_t count,
@@ -93,17 +144,11 @@ Result<std::vector<TileId>> changed_tiles(const WeightSource& source, const Weig
     at += tiles;
   }
   begin += candidates.size();
-  std::vector<char> changed(candidates.size());
-  const Status hashed = parallel_for(candidates.size(), thread_count(threads), [&](size_t i, size_t) -> Status {
-    thread_local std::vector<std::byte> scratch(kTileBytes);
-    const TileId id = candidates[i];
-    changed[i] = LATHE_TRY(source.hash(id, scratch)) != state.files[id.file].tiles[id.tile];
-    return {};
-  });
-  LATHE_TRY(hashed);
+  const auto hashes = LATHE_TRY(source.hash_all(candidates, threads));
   std::vector<TileId> out;
   for (size_t i = 0; i < candidates.size(); ++i) {
-    if (changed[i]) out.push_back(candidates[i]);
+    const TileId id = candidates[i];
+    if (hashes[i] != state.files[id.file].tiles[id.tile]) out.push_back(id);
   }
   return out;
 }

@@ -25,8 +25,10 @@ class WeightSource {
  public:
   virtual ~WeightSource() = default;
 
-  // hash_tile of the tile. A GPU's source hashes where the weights are, so that only changed tiles cross the bus.
+  // hash_tile of the tile.
   virtual Result<Hash128> hash(TileId id, std::span<std::byte> scratch) const = 0;
+  // Of many, several at once. A GPU's weights are hashed where they are, so that only changed tiles cross the bus.
+  virtual Result<std::vector<Hash128>> hash_all(std::span<const TileId> tiles, int threads) const;
   // The tile's bytes, in `scratch` or wherever they stay put until the next call with the same scratch.
   virtual Result<std::span<const std::byte>> read(TileId id, std::span<std::byte> scratch) const = 0;
 };
@@ -47,6 +49,12 @@ class FileSource final : public WeightSource {
   std::vector<std::unique_ptr<io::RandomAccessFile>> files_;
 };
 
+// A stretch of a tensor: bytes.
+struct TensorRange {
+  std::string_view tensor;
+  uint64_t offset = 0, size = 0;
+};
+
 // Named tensors, wherever their bytes are.
 class TensorReader {
  public:
@@ -54,6 +62,11 @@ class TensorReader {
   // Bytes; nothing if there is no such tensor: it then stays as it is on disk.
   virtual std::optional<uint64_t> size(std::string_view tensor) const = 0;
   virtual Status read(std::string_view tensor, uint64_t offset, std::span<std::byte> out) const = 0;
+
+  // Can it hash tensors without copying their bytes to this process's memory? Then hash_tiles() gives hash_tile() of
+  // each tile, made of ranges one behind another.
+  virtual bool hashes_in_place() const { return false; }
+  virtual Result<std::vector<Hash128>> hash_tiles(std::span<const std::vector<TensorRange>> tiles) const;
 };
 
 // The files of a directory with the bytes of tensors replaced by those of a reader.
@@ -64,6 +77,7 @@ class TensorSource final : public WeightSource {
                                    const TensorReader& tensors);
 
   Result<Hash128> hash(TileId id, std::span<std::byte> scratch) const override;
+  Result<std::vector<Hash128>> hash_all(std::span<const TileId> tiles, int threads) const override;
   Result<std::span<const std::byte>> read(TileId id, std::span<std::byte> scratch) const override;
 
  private:
@@ -73,6 +87,11 @@ class TensorSource final : public WeightSource {
     std::string tensor;
     bool replaced = false;  // by the reader's bytes
   };
+  // Those that a tile touches, ascending.
+  std::span<const Piece> pieces_of(TileId id) const;
+  // What a tile is made of, if that is the reader's tensors only.
+  std::vector<TensorRange> ranges_of(TileId id) const;
+
   TensorSource(FileSource files, const WeightState& state, const TensorReader& tensors)
       : files_(std::move(files)), state_(&state), tensors_(&tensors) {}
 

@@ -38,7 +38,8 @@ Status refuse_links(io::Env& env, const Paths& paths) {
   return {};
 }
 
-Status add_tiles(const Step& step, DeltaWriter& writer, const FileSource& shards) {
+// Returns the seconds spent on comparing.
+Result<double> add_tiles(const Step& step, DeltaWriter& writer, const FileSource& shards) {
   const WeightState& before = step.history.head().state;
   const TileLoader load = [&](TileId id, std::span<std::byte> scratch_before,
                               std::span<std::byte> scratch_after) -> Result<TileBytes> {
@@ -47,16 +48,24 @@ Status add_tiles(const Step& step, DeltaWriter& writer, const FileSource& shards
   };
   const ApplyOptions& options = step.options.apply;
   const uint64_t tiles = before.tiles();
+  double comparing = 0;
   for (size_t at = 0; at < tiles;) {
+    const auto begin = Clock::now();
     const std::vector<TileId> changed = LATHE_TRY(changed_tiles(step.source, before, kWindow, options.threads, at));
+    comparing += seconds_since(begin);
     LATHE_TRY(writer.add(changed, load));
     if (options.progress) options.progress("comparing", at * kTileBytes, tiles * kTileBytes);
   }
-  return {};
+  return comparing;
 }
 
+struct Written {
+  DeltaReport delta;
+  double compare_seconds = 0;
+};
+
 // The whole delta, durable under a name that recovery takes for litter.
-Result<DeltaReport> write_delta(const Step& step, const std::string& path) {
+Result<Written> write_delta(const Step& step, const std::string& path) {
   LATHE_TRY(io::remove_if_there(step.env, path));  // never goes on with a file whose sync may have failed
   const auto file = LATHE_TRY(step.env.create(path));
   const Applied& head = step.history.head();
@@ -66,26 +75,26 @@ Result<DeltaReport> write_delta(const Step& step, const std::string& path) {
                                                       .time_ms = now_ms(),
                                                       .threads = step.options.apply.threads}));
   const FileSource shards = LATHE_TRY(FileSource::open(step.env, step.history.paths().directory, head.state));
-  LATHE_TRY(add_tiles(step, writer, shards));
+  const double comparing = LATHE_TRY(add_tiles(step, writer, shards));
   const std::string record = to_json(step.options.record);
   LATHE_TRY(writer.attach(kRecordName, std::as_bytes(std::span(record))));
   for (const Attachment& attachment : step.options.attachments) {
     LATHE_TRY(writer.begin_attachment(attachment.name));
     LATHE_TRY(attachment.write([&](std::span<const std::byte> bytes) { return writer.append_attachment(bytes); }));
   }
-  DeltaReport report = LATHE_TRY(writer.finish());
+  const DeltaReport report = LATHE_TRY(writer.finish());
   LATHE_TRY(file->sync());
   LATHE_TRY(file->close());
-  return report;
+  return Written{.delta = report, .compare_seconds = comparing};
 }
 
 // From temporary file to version. What fails before the rename leaves nothing behind.
-Result<DeltaReport> make_durable(const Step& step) {
+Result<Written> make_durable(const Step& step) {
   const Paths& paths = step.history.paths();
   const std::string path = paths.delta(step.history.head().version, step.version), temporary = path + kNew;
-  const auto prepared = [&]() -> Result<DeltaReport> {
-    DeltaReport report = LATHE_TRY(write_delta(step, temporary));
-    const bool equal = report.tiles_changed == 0 && !step.options.even_if_equal;
+  const auto prepared = [&]() -> Result<Written> {
+    const Written written = LATHE_TRY(write_delta(step, temporary));
+    const bool equal = written.delta.tiles_changed == 0 && !step.options.even_if_equal;
     const DeltaReader delta = LATHE_TRY(DeltaReader::open(step.env, temporary));
     LATHE_TRY(check_room(step.env, paths, delta, step.options.apply));
     if (!equal) {
@@ -93,7 +102,7 @@ Result<DeltaReport> make_durable(const Step& step) {
     } else {
       LATHE_TRY(step.env.remove(temporary));
     }
-    return report;
+    return written;
   }();
   if (!prepared.ok()) {
     // The failure is what is reported; what cannot be removed now is removed by recovery.
@@ -131,14 +140,15 @@ Result<Made> make_version(const Step& step) {
   if (step.version <= previous) return Made{.report = LATHE_TRY(already_there(step))};
   LATHE_TRY(io::create_directory_durably(step.env, paths.lathe));
   LATHE_TRY(io::create_directory_durably(step.env, paths.deltas));
-  const DeltaReport written = LATHE_TRY(make_durable(step));
+  const auto [written, comparing] = LATHE_TRY(make_durable(step));
   Made made{.report = {.version = previous,
                        .previous = previous,
                        .restores = step.options.record.restores,
                        .root = written.info.to_root,
                        .tiles_changed = written.tiles_changed,
                        .tiles = step.history.head().state.tiles(),
-                       .durable_seconds = seconds_since(begin)}};
+                       .durable_seconds = seconds_since(begin),
+                       .compare_seconds = comparing}};
   if (written.tiles_changed > 0 || step.options.even_if_equal) {
     made.report.version = step.version;
     made.report.delta_bytes = written.file_bytes;

@@ -48,6 +48,7 @@ struct SyncReport {
   uint64_t tiles_changed = 0, tiles = 0;
   int64_t shards_rewritten = 0, shards_in_place = 0;
   double durable_seconds = 0, seconds = 0;  // until the version was durable; until the shards held it
+  double compare_seconds = 0;               // of these: finding the tiles that changed
 };
 
 // The version after the shards': tensors as `tensors` has them, all else as it is. `version` is greater than what the

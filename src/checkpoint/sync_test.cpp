@@ -2,6 +2,7 @@
 
 #include "checkpoint/journal.h"
 #include "checkpoint/test_dir.h"
+#include "checkpoint/test_files.h"
 #include "checkpoint/test_model.h"
 
 namespace lathe::checkpoint {
@@ -45,6 +46,56 @@ TEST_F(SyncTest, TensorsThatAreNotLiveStayAsTheyAre) {
   expected[3].bytes = only_d[0].bytes;
   EXPECT_EQ(now(), contents(expected));
   EXPECT_EQ(report->tiles_changed, 1U);
+}
+
+// Tensors that can be hashed where they are, as a GPU's; counts what is read beside that.
+class FarTensors final : public TensorReader {
+ public:
+  explicit FarTensors(const TestModel& model) : memory_(model) {}
+  std::optional<uint64_t> size(std::string_view tensor) const override { return memory_.size(tensor); }
+  Status read(std::string_view tensor, uint64_t offset, std::span<std::byte> out) const override {
+    bytes_read += out.size();
+    return memory_.read(tensor, offset, out);
+  }
+  bool hashes_in_place() const override { return true; }
+  Result<std::vector<Hash128>> hash_tiles(std::span<const std::vector<TensorRange>> tiles) const override {
+    std::vector<Hash128> hashes;
+    for (const std::vector<TensorRange>& tile : tiles) {
+      Bytes bytes;
+      for (const TensorRange& range : tile) {
+        Bytes piece(range.size);
+        LATHE_TRY(memory_.read(range.tensor, range.offset, piece));
+        bytes.insert(bytes.end(), piece.begin(), piece.end());
+      }
+      hashes.push_back(hash_tile(bytes));
+    }
+    tiles_hashed += tiles.size();
+    return hashes;
+  }
+
+  mutable uint64_t bytes_read = 0, tiles_hashed = 0;
+
+ private:
+  MemoryTensors memory_;
+};
+
+TEST_F(SyncTest, OfTensorsHashedInPlaceOnlyChangedTilesAreRead) {
+  TestModel model = small_model("0");
+  model[0].bytes.assign(700, '1');
+  const FarTensors far(model);
+  const auto report = sync(env_, kDir, far, 1, on_one_thread());
+  ASSERT_TRUE(report.ok()) << report.error().message;
+  EXPECT_EQ(report->tiles_changed, 1U);
+  EXPECT_EQ(now(), contents(model));
+  EXPECT_EQ(far.tiles_hashed, 3U) << "the data tile of each shard";
+  EXPECT_EQ(far.bytes_read, 1600U) << "the changed tile: tensors a and b";
+
+  // A tile that holds a tensor of another owner is not hashed in place.
+  model[1].bytes.assign(900, '2');
+  const FarTensors partly(TestModel(model.begin() + 1, model.end()));
+  ASSERT_TRUE(sync(env_, kDir, partly, 2, on_one_thread()).ok());
+  EXPECT_EQ(now(), contents(model));
+  EXPECT_EQ(partly.tiles_hashed, 2U);
 }
 
 TEST_F(SyncTest, NothingDiffersNoVersion) {

@@ -1,6 +1,8 @@
 // LiveTensors: the weights of a WeightStore as the checkpoint reads them, by tensor name and bytes.
 //
-// Threads: any, while nobody changes the weights: under the Gate, shared, or on the thread that is their only writer.
+// Weights on a GPU are hashed there, so that of a sync only the tiles that changed cross the bus.
+// Threads: any, while nobody changes the weights: under the Gate, shared, or on the thread that is their only writer,
+// with what it queued on a GPU done.
 // Memory: none; bytes are copied into the caller's memory, from whatever device they are on.
 #pragma once
 
@@ -15,8 +17,13 @@ class LiveTensors final : public checkpoint::TensorReader {
 
   std::optional<uint64_t> size(std::string_view tensor) const override;
   Status read(std::string_view tensor, uint64_t offset, std::span<std::byte> out) const override;
+  bool hashes_in_place() const override;
+  Result<std::vector<checkpoint::Hash128>> hash_tiles(
+      std::span<const std::vector<checkpoint::TensorRange>> tiles) const override;
 
  private:
+  const at::Tensor* find(const checkpoint::TensorRange& range) const;  // null, if it is not all there
+
   const WeightStore& store_;
 };
 

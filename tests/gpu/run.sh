@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs a packed build (scripts/pack.sh) on a machine with a GPU: doctor, the GPU tests, parity in fp32 and bf16, the benchmark.
+# Runs a packed build (scripts/pack.sh) on a machine with a GPU: doctor, the GPU tests, parity in fp32 and bf16, the benchmarks.
 # Needs a torch 2.11.0 with CUDA that `python3` can import; nothing is built. Prints a short table last, full logs go to $OUT.
-# usage: run.sh [doctor] [tests] [parity] [attention] [bench]    (all of them)
+# usage: run.sh [doctor] [tests] [parity] [attention] [bench] [sync]    (all but sync)
 #   GOLDEN=folder of reference folders    BENCH="arguments of gpu_bench; those of another run; ..."
+#   SYNC_FOLDER=where 40 GB fit (/tmp)    SYNC="arguments of live_sync_bench"
 set -uo pipefail
 pack=$(cd "$(dirname "$0")" && pwd)
 OUT=${OUT:-$(mktemp -d)}
@@ -59,6 +60,13 @@ run_bench() {
   done | tee "$OUT/bench.log"
   ! grep -q ^failed "$OUT/bench.log"
   note bench $?
+}
+
+run_sync() {
+  # A machine's disk may be slow beside its GPU: SYNC_FOLDER=/dev/shm shows what the rest takes.
+  # shellcheck disable=SC2086
+  timeout 550 "$pack/bin/live_sync_bench" "${SYNC_FOLDER:-/tmp}" --device cuda ${SYNC:-} 2>&1 | tee "$OUT/sync.log"
+  note sync "${PIPESTATUS[0]}"
 }
 
 for step in $steps; do
