@@ -42,6 +42,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kRows = 12288, kColumns = 4096;  // of a tensor: 100 MB, a projection of an 8B model
 constexpr size_t kTensorsPerShard = 40;
+constexpr auto kSettle = std::chrono::seconds(1);
 
 struct Options {
   std::string folder, device = "auto";
@@ -227,7 +228,7 @@ Status measure(const Options& options, const std::string& directory) {
     std::fprintf(stderr, "version 0 made durable and hashed in %.2f s\n", seconds_since(begin));
   }
   Server server(store, gate, device);
-  std::this_thread::sleep_for(std::chrono::seconds(2));
+  std::this_thread::sleep_for(kSettle);
   const double alone = server.felt().median_step;
   std::printf("%.2f GB of bf16 weights on %s, %d threads\n\n", gigabytes, device.str().c_str(),
               options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency()));
@@ -243,6 +244,7 @@ Status measure(const Options& options, const std::string& directory) {
   for (const auto& [name, rate, tensors] : cases) {
     train(store, gate, device, rate, tensors);
     Counted live(store);
+    std::this_thread::sleep_for(kSettle);  // the wait for the commit just made is not the sync's
     server.felt();
     const auto report = LATHE_TRY(sync(live));
     print({.name = name, .report = report, .bus = live.gigabytes(), .felt = server.felt()}, gigabytes, alone);

@@ -34,6 +34,11 @@ uint64_t checksum(const Bytes& bytes, size_t begin, size_t end) {
   return checksum64(std::span(bytes).subspan(begin, end - begin));
 }
 
+// `value` if it is possible, else some value that is.
+size_t within(uint64_t value, size_t least, size_t most) {
+  return value >= least && value <= most ? value : least + value % (most - least + 1);
+}
+
 // Makes right whatever only says that the rest is right. The input stays as it is if it has no room for that.
 void seal(Bytes& file) {
   constexpr size_t kHeader = 56;
@@ -41,10 +46,10 @@ void seal(Bytes& file) {
   const size_t footer = file.size() - kFooterSize;
   put(file, 0, kMagic);
   put(file, 8, kVersion);
-  const size_t header = kHeader + get<uint32_t>(file, 12) % (footer - kHeader + 1);
+  const size_t header = within(get<uint32_t>(file, 12), kHeader, footer);
   put(file, 12, static_cast<uint32_t>(header));
   put(file, header - 8, checksum(file, 0, header - 8));
-  const size_t index = header + get<uint64_t>(file, footer + 16) % (footer - header + 1);
+  const size_t index = within(get<uint64_t>(file, footer + 16), header, footer);
   put(file, footer + 16, uint64_t{index});
   put(file, footer + 24, uint64_t{file.size()});
   put(file, footer + 96, get<uint64_t>(file, header - 8));
