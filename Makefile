@@ -6,13 +6,14 @@
 preset := $(if $(CUDA),cuda,cpu)
 
 setup:           ## install what is missing: packages, LibTorch, the model (VERIFY=1 re-reads every cached byte)
-	@scripts/setup.sh $(if $(VERIFY),--verify) $(if $(CUDA),--cuda)
+	@scripts/setup.sh $(if $(FUZZ),--fuzz) $(if $(VERIFY),--verify) $(if $(CUDA),--cuda)
 
 build: setup     ## build everything into build/ (CUDA=1: for NVIDIA GPUs too, into build-cuda/)
 	@scripts/build.sh $(preset)
 
-test: build      ## build and run every test (CUDA=1: of build-cuda/)
+test: build      ## build and run every test (CUDA=1: of build-cuda/; FUZZ=60: then fuzz each target for so many seconds, as CI does)
 	@scripts/test.sh $(preset)
+	@$(if $(FUZZ),scripts/fuzz.sh $(FUZZ))
 
 soak: build      ## crash safety of model directories, ten million states on all cores (SOAK_STATES=n for another number)
 	@LATHE_CRASH_STATES=$${SOAK_STATES:-10000000} LATHE_CRASH_THREADS=0 LATHE_CRASH_SEED=$${SOAK_SEED:-1} build/src/checkpoint/crash_test
@@ -35,7 +36,7 @@ format:          ## apply clang-format
 lint:            ## clang-format check, include layers, clang-tidy on the modules without torch
 	@scripts/lint.sh
 
-fuzz:            ## search for inputs that break the parsers: SECONDS (60) for each target
+fuzz:            ## search for inputs that break the parsers: SECONDS (60) for each target, as many at once as there are cores
 	@scripts/fuzz.sh $(SECONDS)
 
 clean:           ## remove the build folders (the cache stays)

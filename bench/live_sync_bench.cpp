@@ -186,14 +186,23 @@ struct Row {
   Server::Felt felt;
 };
 
+// A number, or nothing where there is none.
+std::string text(double number, int digits) {
+  if (number <= 0 || !std::isfinite(number)) return "";
+  char out[32];
+  std::snprintf(out, sizeof out, "%.*f", digits, number);
+  return out;
+}
+
 void print(const Row& row, double gigabytes, double step_alone) {
   const auto& r = row.report;
-  const double encode = r.durable_seconds - r.compare_seconds;
-  std::printf("| %s | %.3f | %.0f | %.2f | %.2f | %s | %.2f | %.2f | %.3f | %.2f | %.1f (%.1f), alone %.1f |\n",
-              row.name.c_str(), r.compare_seconds, gigabytes / r.compare_seconds, row.bus, encode,
-              row.bus > 0 ? std::to_string(row.bus / encode).substr(0, 5).c_str() : "", r.durable_seconds, r.seconds,
-              static_cast<double>(r.delta_bytes) / 1e9, 1e3 * row.felt.longest_wait, 1e3 * row.felt.median_step,
-              1e3 * row.felt.longest_step, 1e3 * step_alone);
+  const double encode = row.bus > 0 ? r.durable_seconds - r.compare_seconds : 0;
+  std::printf("| %s | %.3f | %s | %s | %s | %s | %.2f | %s | %s | %.2f | %s | %s | %.1f |\n", row.name.c_str(),
+              r.compare_seconds, text(gigabytes / r.compare_seconds, 1).c_str(), text(row.bus, 2).c_str(),
+              text(encode, 2).c_str(), text(row.bus / encode, 2).c_str(), r.durable_seconds, text(r.seconds, 2).c_str(),
+              text(static_cast<double>(r.delta_bytes) / 1e9, 3).c_str(), 1e3 * row.felt.longest_wait,
+              text(1e3 * row.felt.median_step, 1).c_str(), text(1e3 * row.felt.longest_step, 1).c_str(),
+              1e3 * step_alone);
   std::fflush(stdout);
 }
 
@@ -233,8 +242,8 @@ Status measure(const Options& options, const std::string& directory) {
   std::printf("%.2f GB of bf16 weights on %s, %d threads\n\n", gigabytes, device.str().c_str(),
               options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency()));
   std::printf(
-      "| change | compare s | GB/s | bus GB | encode s | GB/s | durable s | applied s | delta GB | wait ms | step ms "
-      "|\n|---|---|---|---|---|---|---|---|---|---|---|\n");
+      "| change | compare s | GB/s | bus GB | encode s | GB/s | durable s | applied s | delta GB | wait ms | step ms | "
+      "longest | alone |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
   const size_t all = store.parameters().size();
   const std::vector<std::tuple<const char*, double, size_t>> cases = {{"none", 0, 0},
                                                                       {"one tensor, lr 1e-5", 1e-5, 1},

@@ -10,6 +10,11 @@ packages=(
   python3 python3-venv
   nlohmann-json3-dev libcpp-httplib-dev libcli11-dev libsqlite3-dev libxxhash-dev libzstd-dev libgtest-dev
 )
+# For fuzzing: preset fuzz names this compiler.
+if [ "${1:-}" = --fuzz ]; then
+  packages+=(clang-14 libclang-rt-14-dev)
+  shift
+fi
 rust_min=1.80
 
 say() { echo "$*" >&2; }
