@@ -34,7 +34,7 @@ __device__ __forceinline__ Pair finish(Pair sum, const Keys& keys, int thread, u
 class Gather {
  public:
   __device__ Gather(const TilePiece* pieces, const HashTile& tile)
-      : piece_(pieces + tile.first_piece), end_(piece_ + tile.pieces), size_(tile.size) {}
+      : piece_(pieces + tile.first_piece), size_(tile.size) {}
 
   __device__ Pair pair(uint32_t offset) {
     uint64_t words[2] = {};
@@ -65,7 +65,6 @@ class Gather {
   __device__ uint8_t byte(uint32_t offset) { return inside(offset) ? *at(offset) : 0; }
 
   const TilePiece* piece_;
-  const TilePiece* end_;
   uint32_t size_;
 };
 

@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import stat
@@ -209,6 +211,35 @@ def test_full_disks(tmp_path, mebibytes):
         assert lathe("verify", model)["damages"] == []
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_memory_stays_small(tmp_path):
+    """A model larger than the memory that the program is given (file pages are the kernel's). Per thread it holds a few tiles."""
+    limit = (200 + 50 * os.cpu_count()) << 20
+    size = 2 * limit
+    folders = []
+    for name, mark in (("model", b"ab"), ("other", b"cd")):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        header = json.dumps({"t": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}).encode()
+        with open(folders[-1] / "model.safetensors", "wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header)
+            for at in range(0, size, 1 << 20):
+                file.seek(8 + len(header) + at)
+                file.write(mark)
+            file.truncate(8 + len(header) + size)  # the rest is holes
+        (folders[-1] / "config.json").write_text("{}")
+
+    def limited(*arguments):
+        run = subprocess.run([LATHE, *map(str, arguments)], capture_output=True, text=True,
+                             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
+        assert run.returncode == 0, run.stderr
+
+    model, other = folders
+    limited("sync", model, "--from", other)
+    limited("rollback", model, 0)
+    limited("verify", model)
+    limited("publish", model, tmp_path / "live")
 
 
 def load_again_and_again(link, pinned, stop, results):
