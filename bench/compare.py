@@ -32,7 +32,8 @@ def main():
     bench, model, peer = sys.argv[1:4]
     rounds = int(sys.argv[4]) if len(sys.argv) > 4 else 3
     cases = [("prefill", "tokens_per_second", "prefill, 512 tokens (tokens/s)"), ("decode", "tokens_per_second", "decode, one answer (tokens/s)"),
-             ("correction", "seconds", "one correction: 64-token answer, 8 steps (s)")]
+             ("correction", "seconds", "one correction: 64-token answer, 8 steps (s)"),
+             ("train", "tokens_per_second", "a training step, 512 graded tokens (tokens/s)")]
     ours, theirs = ({name: [] for name, _, _ in cases} for _ in range(2))
     four, limits = [], []
     for _ in range(rounds):
@@ -48,7 +49,7 @@ def main():
         a, a_text = spread([r[unit] for r in ours[name]], digits)
         b, b_text = spread([r[unit] for r in theirs[name]], digits)
         print(f"| {title} | {a_text} | {b_text} | {b / a if unit == 'seconds' else a / b:.2f}x faster |")
-    for name in ("decode", "correction"):
+    for name in ("decode", "correction", "train"):
         a, a_text = spread([r["peak_mib"] for r in ours[name]], 0)
         b, b_text = spread([r["peak_mib"] for r in theirs[name]], 0)
         print(f"| peak memory of {name} (MiB) | {a_text} | {b_text} | {a / b:.2f} of it |")
@@ -60,6 +61,8 @@ def main():
     prefill = statistics.median(r["tokens_per_second"] for r in ours["prefill"])
     print(f"\nfour answers at once: {spread([r['tokens_per_second'] for r in four], 0)[1]} tokens/s")
     print(f"decode reads the weights once a token: {decode * weights / read:.0%} of the {read / 1e9:.1f} GB/s this machine reads")
+    train = statistics.median(r["gflop_s"] for r in ours["train"]) * 1e9
+    print(f"a training step does 6 FLOP per weight and token, and attention: {train / flops:.0%} of the same")
     print(f"prefill does 2 FLOP per weight and token: {prefill * weights / flops:.0%} of the {flops / 1e9:.0f} GFLOP/s of its bf16 matrix product")
 
 

@@ -1,10 +1,11 @@
 // Speed and memory of serving and of one correction on a CPU; each case beside the limit that this machine sets.
 //
-// usage: cpu_bench MODEL_DIR prefill|decode|decode4|correction|limits
+// usage: cpu_bench MODEL_DIR prefill|decode|decode4|correction|train|train-factored|limits
 // Prints one JSON line. One case per process, so that the peak memory is the case's own. bench/peer_transformers.py
 // does the same work with transformers; bench/run.sh runs both in turn and makes the table.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <malloc.h>
 #include <sys/resource.h>
 
 #include <chrono>
@@ -13,12 +14,14 @@
 
 #include "io/env.h"
 #include "model/model.h"
+#include "train/estimate.h"
 #include "train/trainer.h"
 
 namespace lathe {
 namespace {
 
 constexpr int64_t kPromptTokens = 512, kDecodeTokens = 64, kContextTokens = 64, kAnswerTokens = 64, kSteps = 8;
+constexpr int64_t kTrainTokens = 512, kTrainSteps = 5;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -95,6 +98,30 @@ Result<double> correction(const model::LoadedModel& loaded) {
   return propose + commit;
 }
 
+struct TrainSpeed {
+  double tokens_per_second = 0;
+  double operations_per_second = 0;  // of those that a step cannot avoid
+};
+
+// Steps of fine-tuning on one sequence of which every token is graded; the first is not counted.
+Result<TrainSpeed> train(const model::LoadedModel& loaded, train::GradientPath path) {
+  data::Example example;
+  for (const int64_t id : tokens(kTrainTokens)) {
+    example.weights.push_back(example.tokens.empty() ? 0.0F : 1.0F);
+    example.tokens.push_back(static_cast<int32_t>(id));
+  }
+  weights::Gate gate;
+  train::Trainer trainer(*loaded.model, *loaded.store, gate, {});
+  double begin = 0;
+  for (int64_t step = 0; step <= kTrainSteps; ++step) {
+    if (step == 1) begin = now();
+    LATHE_TRY(trainer.step({&example, 1}, {.learning_rate = 2e-5, .gradients = path}));
+  }
+  const double seconds = (now() - begin) / kTrainSteps;
+  const train::PassSize size = train::pass_size({&example, 1}, data::ContextMode::kFrozen);
+  return TrainSpeed{kTrainTokens / seconds, train::operations(loaded.model->config(), *loaded.store, size) / seconds};
+}
+
 // What the machine can do: reading memory, copying memory (GB/s), and bf16 matrix products (GFLOP/s).
 void print_limits() {
   const at::Tensor source = at::ones({int64_t{256} << 18}, at::kFloat), target = at::empty_like(source);
@@ -128,6 +155,12 @@ Status run(const std::string& directory, const std::string& name) {
     value = prefill(*loaded.model);
   } else if (name == "decode" || name == "decode4") {
     value = decode(*loaded.model, name == "decode" ? 1 : 4);
+  } else if (name == "train" || name == "train-factored") {
+    const auto path = name == "train" ? train::GradientPath::kStreaming : train::GradientPath::kFactored;
+    const TrainSpeed speed = LATHE_TRY(train(loaded, path));
+    std::printf("{\"case\":\"%s\",\"tokens_per_second\":%.4g,\"gflop_s\":%.4g,\"peak_mib\":%.0f}\n", name.c_str(),
+                speed.tokens_per_second, speed.operations_per_second / 1e9, peak_mib());
+    return {};
   } else if (name == "correction") {
     unit = "seconds";
     value = LATHE_TRY(correction(loaded));
@@ -144,9 +177,10 @@ Status run(const std::string& directory, const std::string& name) {
 
 int main(int argc, char** argv) {
   if (argc != 3) {
-    std::fprintf(stderr, "usage: cpu_bench MODEL_DIR prefill|decode|decode4|correction|limits\n");
+    std::fprintf(stderr, "usage: cpu_bench MODEL_DIR prefill|decode|decode4|correction|train|train-factored|limits\n");
     return 2;
   }
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);  // as `lathe` does
   const lathe::Status done = lathe::run(argv[1], argv[2]);
   if (done.ok()) return 0;
   std::fprintf(stderr, "cpu_bench: %s\n", done.error().message.c_str());

@@ -3,12 +3,13 @@
 //
 // usage: gpu_bench [--model NAME,...] [--case CASE,...] [--optimizer METHOD|none] [--chunk ROWS] [--repeats N]
 // [--device D]
-//   NAME: tiny, qwen3-1.7b, qwen3-8b, qwen3.5-4b, qwen3.5-27b
+//   NAME: tiny, smollm2-135m, qwen3-1.7b, qwen3-8b, qwen3.5-4b, qwen3.5-27b
 //   CASE: full:BxT         B sequences of T graded tokens
 //         frozen:C+G       G graded tokens behind C tokens of constant context
+//         exact:C+G        the same with gradient through the context
 // Prints one JSON line per model and case, and a table last. `ceiling_share` counts the arithmetic that the step must
 // do (once forward, twice backward, no recomputation) against the rate at which this machine multiplies matrices of the
-// model's shape.
+// model's shape. On a CPU the peak is that of the process: one case a run.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/Event.h>
@@ -24,11 +25,13 @@
 #include <numeric>
 #include <optional>
 
+#include "base/memory.h"
 #include "gpu/device.h"
 #include "model/cuda_attention.h"
 #include "optim/optimizer.h"
 #include "train/backward.h"
 #include "train/batch.h"
+#include "train/estimate.h"
 #include "train/loss.h"
 #include "train/trainer.h"
 
@@ -50,6 +53,8 @@ Result<model::ModelConfig> config_of(const std::string& name) {
       {"tiny",
        R"("model_type":"qwen3","hidden_size":64,"intermediate_size":192,"num_hidden_layers":2,"num_attention_heads":4,
         "num_key_value_heads":2,"head_dim":32,"vocab_size":512,"tie_word_embeddings":true)"},
+      {"smollm2-135m", R"("model_type":"llama","hidden_size":576,"intermediate_size":1536,"num_hidden_layers":30,
+        "num_attention_heads":9,"num_key_value_heads":3,"vocab_size":49152,"tie_word_embeddings":true)"},
       {"qwen3-1.7b", R"("model_type":"qwen3","hidden_size":2048,"intermediate_size":6144,"num_hidden_layers":28,
         "num_attention_heads":16,"num_key_value_heads":8,"head_dim":128,"vocab_size":151936,"tie_word_embeddings":true)"},
       {"qwen3-8b", R"("model_type":"qwen3","hidden_size":4096,"intermediate_size":12288,"num_hidden_layers":36,
@@ -84,8 +89,11 @@ weights::WeightStore random_weights(const model::ModelConfig& config, c10::Devic
 struct Case {
   std::string name;
   int64_t sequences = 1, context = 0, graded = 0;
+  data::ContextMode mode = data::ContextMode::kFrozen;
 
   int64_t rows() const { return sequences * (context + graded); }
+  // As many tokens with gradient as tokens: the update is streamed.
+  bool streams() const { return context == 0 || mode == data::ContextMode::kExact; }
 };
 
 Result<Case> parse_case(const std::string& text) {
@@ -95,8 +103,10 @@ Result<Case> parse_case(const std::string& text) {
     c.sequences = a, c.graded = b;
   } else if (std::sscanf(text.c_str(), "frozen:%lld+%lld", &a, &b) == 2 && a > 0 && b > 0) {
     c.context = a, c.graded = b;
+  } else if (std::sscanf(text.c_str(), "exact:%lld+%lld", &a, &b) == 2 && a > 0 && b > 0) {
+    c.context = a, c.graded = b, c.mode = data::ContextMode::kExact;
   } else {
-    return invalid_argument("a case is full:BxT or frozen:C+G, not " + text);
+    return invalid_argument("a case is full:BxT, frozen:C+G or exact:C+G, not " + text);
   }
   return c;
 }
@@ -111,28 +121,6 @@ std::vector<data::Example> make_examples(const Case& c, int64_t vocabulary) {
     std::fill_n(example.weights.begin(), c.context + 1, 0.0F);
   }
   return examples;
-}
-
-// Operations a step cannot avoid: two per weight and row forward, four backward; attention likewise (recurrent layers'
-// own are small beside their projections and left out).
-struct Work {
-  double matrix = 0, attention = 0;
-  double total() const { return matrix + attention; }
-};
-
-Work work_of(const model::ModelConfig& config, const weights::WeightStore& store, const Case& c) {
-  double layers = 0;
-  for (const auto& parameter : store.parameters()) {
-    if (parameter.data.dim() == 2 && !parameter.vocabulary) layers += static_cast<double>(parameter.data.numel());
-  }
-  const auto head = static_cast<double>(config.vocab_size * config.hidden_size);
-  const auto sequences = static_cast<double>(c.sequences), context = static_cast<double>(c.context),
-             graded = static_cast<double>(c.graded);
-  const double pairs = context * context / 2, live_pairs = graded * context + graded * graded / 2;
-  const auto attending = std::count(config.mixers.begin(), config.mixers.end(), model::Mixer::kAttention);
-  const auto width = static_cast<double>(config.heads * config.head_dim * attending);
-  return {.matrix = sequences * (2 * layers * context + 6 * (layers + head) * graded),
-          .attention = sequences * 4 * width * (pairs + 3.5 * live_pairs)};
 }
 
 double host_seconds() {
@@ -212,7 +200,7 @@ struct Measurement {
   std::string model, name, error;
   Spread step;
   double phases[kPhaseCount] = {};
-  double tokens_per_second = 0, weights_gb = 0, peak_gb = 0, ceiling_share = 0, loss = 0;
+  double tokens_per_second = 0, operations = 0, weights_gb = 0, peak_gb = 0, ceiling_share = 0, loss = 0;
   Ceilings ceilings;
 };
 
@@ -226,7 +214,7 @@ class Bench {
         options_(options),
         device_(device),
         examples_(make_examples(c, model.config().vocab_size)),
-        batch_(train::pack(examples_, data::ContextMode::kFrozen)) {
+        batch_(train::pack(examples_, c.mode)) {
     if (options.optimizer != "none") {
       trainer_.emplace(model, store, gate_, optim::OptimizerConfig{.method = *optim::parse_method(options.optimizer)});
     }
@@ -246,25 +234,25 @@ class Bench {
       for (size_t lap = 0; lap < seconds.size(); ++lap) parts[lap].push_back(seconds[lap]);
       whole.push_back(std::accumulate(seconds.begin(), seconds.end(), 0.0));
     }
-    out.peak_gb = static_cast<double>(gpu::peak_bytes(device_)) / 1e9;
+    out.peak_gb = static_cast<double>(device_.is_cpu() ? peak_resident_bytes() : gpu::peak_bytes(device_)) / 1e9;
     out.step = spread_of(whole);
     add_phases(out, spread_of(parts[0]).median);
     if (!parts[1].empty()) out.phases[4] = spread_of(parts[1]).median, out.phases[5] = spread_of(parts[2]).median;
     out.tokens_per_second = static_cast<double>(case_.rows()) / out.step.median;
+    out.operations = train::operations(model_.config(), store_, train::pass_size(examples_, case_.mode));
     return out;
   }
 
  private:
-  // Laps: forward, loss and backward; proposal; commit. Without context there are as many graded tokens as tokens: the
-  // update is streamed, and counts as part of the backward pass.
+  // Laps: forward, loss and backward; proposal; commit. A streamed update counts as part of the backward pass.
   Status step(Laps* laps, double& loss) {
     const auto mark = [&] {
       if (laps) laps->mark();
     };
     mark();
-    if (trainer_ && case_.context == 0) {
-      const train::StepOptions streamed{.chunk_rows = options_.chunk_rows,
-                                        .gradients = train::GradientPath::kStreaming};
+    if (trainer_ && case_.streams()) {
+      const train::StepOptions streamed{
+          .context = case_.mode, .chunk_rows = options_.chunk_rows, .gradients = train::GradientPath::kStreaming};
       loss = LATHE_TRY(trainer_->step(examples_, streamed)).loss;
       mark();
       return {};
@@ -285,7 +273,7 @@ class Bench {
   void add_phases(Measurement& out, double whole) {
     const int repeats = std::max(3, options_.repeats / 2);
     std::vector<model::SequenceState> states;
-    if (case_.context > 0) {
+    if (!case_.streams()) {
       const at::Tensor ids = at::tensor(batch_.tokens[0], at::kLong).narrow(0, 0, case_.context).to(device_);
       out.phases[0] = timed(device_, repeats, [&] {
                         model::SequenceState state = model_.new_state(case_.context);
@@ -429,7 +417,7 @@ Status run(const Options& options) {
       m.model = name;
       m.weights_gb = static_cast<double>(store.byte_count()) / 1e9;
       m.ceilings = ceilings;
-      if (m.error.empty()) m.ceiling_share = work_of(config, store, c).total() / m.step.median / ceilings.gemm_flops;
+      if (m.error.empty()) m.ceiling_share = m.operations / m.step.median / ceilings.gemm_flops;
       print_json(m);
       all.push_back(m);
     }

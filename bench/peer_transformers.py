@@ -2,7 +2,7 @@
 """The same work as bench/cpu_bench.cpp, by transformers and torch's AdamW, on the same machine.
 
 Prints one JSON line per case: {"case", "seconds" or "tokens_per_second", "peak_mib"}. One case per process: the peak is the
-process's own. usage: peer_transformers.py MODEL_DIR prefill|decode|correction
+process's own. usage: peer_transformers.py MODEL_DIR prefill|decode|correction|train
 """
 
 import json
@@ -19,6 +19,7 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 PROMPT_TOKENS, DECODE_TOKENS, CONTEXT_TOKENS, ANSWER_TOKENS, STEPS = 512, 64, 64, 64, 8
+TRAIN_TOKENS, TRAIN_STEPS = 512, 5
 
 
 def tokens(count):
@@ -65,11 +66,26 @@ def correction(model):
     return {"seconds": time.perf_counter() - begin, "loss": loss.item()}
 
 
+def train(model):
+    """Fine-tuning on one sequence of which every token is graded; the first step is not counted."""
+    ids = tokens(TRAIN_TOKENS)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0, fused=True)
+    for step in range(TRAIN_STEPS + 1):
+        if step == 1:
+            begin = time.perf_counter()
+        loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {"tokens_per_second": TRAIN_TOKENS * TRAIN_STEPS / (time.perf_counter() - begin), "loss": loss.item()}
+
+
 def main():
     directory, case = sys.argv[1:3]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
     model.eval()
-    result = {"prefill": prefill, "decode": decode, "correction": correction}[case](model)
+    result = {"prefill": prefill, "decode": decode, "correction": correction, "train": train}[case](model)
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"case": case, **result}))
 

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 packages=(
   g++ cmake ninja-build ccache pkg-config make git ca-certificates
   python3 python3-venv
-  nlohmann-json3-dev libcpp-httplib-dev libcli11-dev libsqlite3-dev libxxhash-dev libzstd-dev libgtest-dev
+  nlohmann-json3-dev libcpp-httplib-dev libcli11-dev libsqlite3-dev libxxhash-dev libzstd-dev libgtest-dev libcairo2-dev
 )
 # For fuzzing: preset fuzz names this compiler.
 if [ "${1:-}" = --fuzz ]; then

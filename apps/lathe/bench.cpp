@@ -5,9 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -16,6 +14,7 @@
 #include "gpu/device.h"
 #include "io/env.h"
 #include "model/model.h"
+#include "train/machine.h"
 #include "train/trainer.h"
 
 namespace lathe::cli {
@@ -30,38 +29,6 @@ struct Options {
 };
 
 constexpr int64_t kPromptTokens = 512, kDecodedTokens = 32, kContextTokens = 64, kAnswerTokens = 64;
-
-// Seconds of the fastest of several runs, the first one not counted.
-double best_seconds(int repeats, c10::Device device, const std::function<void()>& work) {
-  double best = 0;
-  for (int i = 0; i <= repeats; ++i) {
-    gpu::synchronize(device);
-    const auto begin = std::chrono::steady_clock::now();
-    work();
-    gpu::synchronize(device);
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    if (i == 1 || (i > 1 && seconds < best)) best = seconds;
-  }
-  return best;
-}
-
-struct Limits {
-  double read_bytes_s = 0, product_flop_s = 0;
-};
-
-// What the device can do: reading memory, and bf16 matrix products.
-Limits measure_limits(c10::Device device) {
-  const auto options = at::TensorOptions().device(device);
-  const bool cpu = device.is_cpu();
-  const at::Tensor block = at::ones({cpu ? int64_t{64} << 20 : int64_t{1} << 30}, options.dtype(at::kFloat));
-  const int64_t side = cpu ? 2048 : 8192, rows = cpu ? 512 : 8192;
-  const at::Tensor a = at::randn({rows, side}, options.dtype(at::kBFloat16)),
-                   b = at::randn({side, side}, options.dtype(at::kBFloat16));
-  const double read = best_seconds(5, device, [&] { block.sum(); });
-  const double product = best_seconds(5, device, [&] { at::linear(a, b); });
-  return {.read_bytes_s = static_cast<double>(block.nbytes()) / read,
-          .product_flop_s = 2.0 * static_cast<double>(rows * side * side) / product};
-}
 
 std::vector<int64_t> tokens(int64_t count, int64_t vocab_size) {
   std::vector<int64_t> ids;
@@ -83,7 +50,8 @@ class Bench {
         store_(*loaded.store),
         options_(options),
         device_(model_.options().device()),
-        limits_(measure_limits(device_)),
+        read_bytes_s_(train::bytes_read_per_second(device_)),
+        product_flop_s_(train::product_operations_per_second(device_, at::kBFloat16)),
         prompt_(at::tensor(tokens(std::min(kPromptTokens, model_.config().max_positions), model_.config().vocab_size),
                            at::kLong)
                     .to(device_)) {}
@@ -92,8 +60,8 @@ class Bench {
     const at::NoGradGuard no_grad;
     Json out = {{"device", device_.str()},
                 {"weights_bytes", store_.byte_count()},
-                {"read_gb_s", limits_.read_bytes_s / 1e9},
-                {"bf16_tflop_s", limits_.product_flop_s / 1e12}};
+                {"read_gb_s", read_bytes_s_ / 1e9},
+                {"bf16_tflop_s", product_flop_s_ / 1e12}};
     out["prefill"] = prefill();
     out["decode"] = decode();
     out["correction"] = correction();
@@ -103,7 +71,7 @@ class Bench {
  private:
   // Two operations per weight and token, at the rate of matrix products.
   Json prefill() const {
-    const double seconds = best_seconds(options_.repeats, device_, [&] {
+    const double seconds = train::best_seconds(options_.repeats, device_, [&] {
       model::SequenceState state = model_.new_state(prompt_.size(0));
       advance(model_, state, prompt_);
     });
@@ -111,19 +79,19 @@ class Bench {
     const double flop = 2.0 * rows * static_cast<double>(store_.element_count());
     return {{"tokens", prompt_.size(0)},
             {"tokens_per_second", rows / seconds},
-            {"share_of_limit", flop / seconds / limits_.product_flop_s}};
+            {"share_of_limit", flop / seconds / product_flop_s_}};
   }
 
   // Every token reads all weights once.
   Json decode() const {
     model::SequenceState state = model_.new_state(kContextTokens + kDecodedTokens * (options_.repeats + 1));
     at::Tensor next = advance(model_, state, prompt_.narrow(0, 0, std::min<int64_t>(kContextTokens, prompt_.size(0))));
-    const double seconds = best_seconds(options_.repeats, device_, [&] {
+    const double seconds = train::best_seconds(options_.repeats, device_, [&] {
       for (int64_t i = 0; i < kDecodedTokens; ++i) next = advance(model_, state, next);
     });
     const double per_token = seconds / kDecodedTokens;
     return {{"tokens_per_second", 1 / per_token},
-            {"share_of_limit", static_cast<double>(store_.byte_count()) / per_token / limits_.read_bytes_s}};
+            {"share_of_limit", static_cast<double>(store_.byte_count()) / per_token / read_bytes_s_}};
   }
 
   // One step on a short answer behind a short context: forward, backward, proposal, commit.
@@ -137,7 +105,7 @@ class Bench {
     train::Trainer trainer(model_, store_, gate, {});
     std::optional<Error> failed;
     double pause = 0;
-    const double seconds = best_seconds(options_.repeats, device_, [&] {
+    const double seconds = train::best_seconds(options_.repeats, device_, [&] {
       const auto report = trainer.step(std::span<const data::Example>(&example, 1), {.learning_rate = 1e-6});
       if (report.ok()) {
         pause = report->pause_seconds;
@@ -153,7 +121,7 @@ class Bench {
   const weights::WeightStore& store_;
   const Options& options_;
   c10::Device device_;
-  Limits limits_;
+  double read_bytes_s_, product_flop_s_;  // what the device can do
   at::Tensor prompt_;
 };
 

@@ -18,6 +18,7 @@ Run add_learn(CLI::App& app);
 Run add_train(CLI::App& app);
 Run add_sync(CLI::App& app);
 Run add_log(CLI::App& app);
+Run add_inspect(CLI::App& app);
 Run add_verify(CLI::App& app);
 Run add_rollback(CLI::App& app);
 Run add_export(CLI::App& app);

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "base/memory.h"
 #include "checkpoint/model_dir.h"
 #include "checkpoint/sync.h"
 #include "commands.h"
@@ -58,16 +59,6 @@ Finding graphics() {
   const auto opened = gpu::open("cuda");
   return {"gpu", opened.ok(),
           text + "; driver for CUDA " + found->driver + (opened.ok() ? "" : "; " + opened.error().message)};
-}
-
-// What programs can still take, caches that would make room included; 0 where the kernel does not say.
-uint64_t available_memory() {
-  std::ifstream info("/proc/meminfo");
-  for (std::string line; std::getline(info, line);) {
-    uint64_t kibibytes = 0;
-    if (std::sscanf(line.c_str(), "MemAvailable: %lu kB", &kibibytes) == 1) return kibibytes << 10;
-  }
-  return 0;
 }
 
 class Doctor {
@@ -134,7 +125,7 @@ class Doctor {
     findings_.push_back(
         {"disk", free.ok() && *free > bytes + (64 << 20),
          free.ok() ? mebibytes(*free) + " free; a sync needs up to " + mebibytes(bytes) : free.error().message});
-    const uint64_t available = available_memory();
+    const auto available = static_cast<uint64_t>(available_bytes());
     findings_.push_back(
         {"memory", available > 2 * bytes,
          mebibytes(available) + " available now; weights and a correction need about " + mebibytes(bytes * 2)});

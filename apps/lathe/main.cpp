@@ -1,3 +1,4 @@
+#include <malloc.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -21,10 +22,18 @@ void spin_briefly(char** argv) {
   if (!error) ::execv(program.c_str(), argv);
 }
 
+// Tensors of a MiB and more get pages of their own, which go back to the system when they are freed. By default glibc
+// moves that border up to 32 MiB as it sees them come and go, and then what is kept lies between what is not: a
+// training step of SmolLM2 grows from 600 to 760 MiB, and is no faster.
+void return_large_blocks() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   spin_briefly(argv);
+  return_large_blocks();
   CLI::App app{"lathe: a language model server that learns while it serves"};
   app.set_version_flag("--version", LATHE_VERSION);
   app.require_subcommand(1);
@@ -42,6 +51,8 @@ int main(int argc, char** argv) {
       {"train", "Fine-tune a model directory on a data set, in place", lathe::cli::add_train},
       {"sync", "Make a new version durable: of a running server, or of another directory", lathe::cli::add_sync},
       {"log", "List the versions of a model directory", lathe::cli::add_log},
+      {"inspect", "Say what is in a model directory, a safetensors file, an optimizer state or a delta",
+       lathe::cli::add_inspect},
       {"verify", "Check every byte of a model directory and its history", lathe::cli::add_verify},
       {"rollback", "Put back the weights of an earlier version", lathe::cli::add_rollback},
       {"export", "Write a version as a directory of its own", lathe::cli::add_export},

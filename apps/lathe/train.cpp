@@ -3,11 +3,11 @@
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
+#include <vector>
 
-#include "api/training_file.h"
 #include "checkpoint/history.h"
 #include "checkpoint/sync.h"
 #include "commands.h"
@@ -15,7 +15,12 @@
 #include "model/model.h"
 #include "optim/state_file.h"
 #include "text/text.h"
+#include "train/estimate.h"
+#include "train/machine.h"
+#include "train/report.h"
 #include "train/run.h"
+#include "train_data.h"
+#include "train_dry_run.h"
 #include "train_options.h"
 #include "train_progress.h"
 
@@ -23,38 +28,6 @@ namespace lathe::cli {
 namespace {
 
 std::atomic<bool> interrupted{false};
-
-// The training set, the evaluation set if there is one, and what they were made of.
-struct Data {
-  std::optional<train::Dataset> training, evaluation;
-  std::map<std::string, std::string> hashes;
-};
-
-Result<Data> read_data(const TrainOptions& options, const train::RunSettings& settings, const text::Text& text,
-                       const model::ModelConfig& config) {
-  const bool preferences = settings.objective.preferences;
-  const auto format = preferences ? api::TrainingFormat::kPreferences : api::TrainingFormat::kConversations;
-  const auto read = [&](const std::string& path) {
-    return api::read_training_file(path, format, text, config.vocab_size, config.max_positions);
-  };
-  Data data;
-  api::TrainingFile training = LATHE_TRY(read(options.data));
-  data.hashes = {{"data file", training.hash}, {"evaluation set", "none"}};
-  data.training.emplace(std::move(training.examples), settings.objective);
-  if (!options.evaluation.empty()) {
-    api::TrainingFile evaluation = LATHE_TRY(read(options.evaluation));
-    data.hashes["evaluation set"] = evaluation.hash;
-    data.evaluation.emplace(std::move(evaluation.examples), settings.objective);
-  } else if (options.evaluation_fraction > 0) {
-    const auto items =
-        LATHE_TRY(data::held_out(data.training->items(), options.evaluation_fraction, settings.plan.seed));
-    data.hashes["evaluation set"] = std::to_string(options.evaluation_fraction) + " of the data";
-    data.evaluation.emplace(data.training->split_off(items));
-  }
-  // The same file through another tokenizer or template is another data set.
-  data.hashes["tokenised data"] = data.training->hash();
-  return data;
-}
 
 void print_outcome(const TrainOptions& options, const train::RunOutcome& outcome, int64_t planned) {
   using End = train::RunOutcome::End;
@@ -112,6 +85,89 @@ Status restore_optimizer(io::Env& env, const std::string& directory, optim::Opti
   return optimizer.restore(LATHE_TRY(optim::read_state(std::as_bytes(std::span(bytes)))));
 }
 
+// One observer after the other.
+class Observers final : public train::RunObserver {
+ public:
+  void add(train::RunObserver* observer) { all_.push_back(observer); }
+
+  void referenced(int64_t items, int64_t of) override {
+    for (auto* one : all_) one->referenced(items, of);
+  }
+  void stepped(const train::StepRecord& record, const train::StepReport& report) override {
+    for (auto* one : all_) one->stepped(record, report);
+  }
+  void evaluated(const train::Evaluation& evaluation) override {
+    for (auto* one : all_) one->evaluated(evaluation);
+  }
+  void saving(int64_t step) override {
+    for (auto* one : all_) one->saving(step);
+  }
+  void saved(int64_t step, double seconds) override {
+    for (auto* one : all_) one->saved(step, seconds);
+  }
+  void warned(const std::string& message) override {
+    for (auto* one : all_) one->warned(message);
+  }
+
+ private:
+  std::vector<train::RunObserver*> all_;
+};
+
+train::Report::About about(const TrainOptions& options, const train::RunSettings& settings, const train::Run& run,
+                           const weights::WeightStore& store) {
+  const auto name = [](const std::string& path) {
+    return std::filesystem::path(path).lexically_normal().filename().string();
+  };
+  const std::filesystem::path directory = std::filesystem::absolute(options.directory).lexically_normal();
+  const std::string model = directory.filename().empty() ? name(directory.parent_path()) : name(directory);
+  char rate[32];
+  std::snprintf(rate, sizeof rate, "%.3g", settings.schedule.peak);
+  return {.title = model + ", " + options.method + " on " + name(options.data),
+          .subtitle = options.optimizer + ", learning rate " + rate + " " + options.schedule + "; " +
+                      std::to_string(run.planned_steps()) + " steps of " + std::to_string(settings.plan.batch) +
+                      (settings.plan.accumulate > 1 ? " x " + std::to_string(settings.plan.accumulate) : "") +
+                      (settings.objective.preferences ? " pairs" : " conversations"),
+          .steps = run.planned_steps(),
+          .tensors = store.part_count()};
+}
+
+// What each step has to compute, beside what the device can: for a line per step.
+StepLimits step_limits(const train::Run& run, const model::LoadedModel& loaded, const train::Dataset& training,
+                       const train::StepOptions& step) {
+  const at::TensorOptions options = loaded.model->options();
+  StepLimits limits{
+      .per_second = train::product_operations_per_second(options.device(), c10::typeMetaToScalarType(options.dtype()))};
+  for (const data::StepBatches& batches : run.plan().steps) {
+    double& operations = limits.operations.emplace_back();
+    for (const data::MicroBatch& items : batches) {
+      const train::PassSize size = train::pass_size(training.examples_of(items), step.context);
+      operations += train::operations(loaded.model->config(), *loaded.store, size);
+    }
+  }
+  return limits;
+}
+
+Result<train::RunOutcome> execute(io::Env& env, const TrainOptions& options, const train::RunSettings& settings,
+                                  train::Run& run, const model::LoadedModel& loaded, const train::Dataset& training) {
+  using Detail = TrainProgress::Detail;
+  TrainProgress progress(options.quiet     ? Detail::kNone
+                         : options.verbose ? Detail::kEveryStep
+                                           : Detail::kBar,
+                         run.planned_steps(), run.done_steps(),
+                         options.verbose ? step_limits(run, loaded, training, settings.step) : StepLimits());
+  Observers observers;
+  observers.add(&progress);
+  std::unique_ptr<train::Report> report;
+  if (!options.report.empty() && !run.was_done()) {
+    report = LATHE_TRY(train::Report::begin(env, options.report, about(options, settings, run, *loaded.store),
+                                            run.state(), [&](const std::string& m) { progress.warned(m); }));
+    observers.add(report.get());
+  }
+  const auto outcome = run.execute(observers, [] { return interrupted.load(); });
+  if (report) report->finish();
+  return outcome;
+}
+
 // Done, or an outcome that is none: then false.
 Result<bool> train(const TrainOptions& options) {
   io::Env& env = io::posix_env();
@@ -122,26 +178,20 @@ Result<bool> train(const TrainOptions& options) {
   LATHE_TRY(recover(env, options.directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
   const model::LoadedModel loaded = LATHE_TRY(model::load_model(env, options.directory, {.device = device}));
-  Data data = LATHE_TRY(read_data(options, settings, text, loaded.model->config()));
+  TrainData data = LATHE_TRY(read_train_data(options, settings, text, loaded.model->config()));
 
   weights::Gate gate;
   train::Trainer trainer(*loaded.model, *loaded.store, gate, settings.optimizer);
   if (options.keep_optimizer) LATHE_TRY(restore_optimizer(env, options.directory, trainer.optimizer()));
-  train::Run run(env, options.directory, *loaded.store, trainer, settings, *data.training,
-                 data.evaluation ? &*data.evaluation : nullptr, data.hashes);
+  train::Run run(env, options.directory, *loaded.store, trainer, settings, *data.training, data.evaluation_set(),
+                 data.hashes);
   using Begin = train::Run::Begin;
   LATHE_TRY(run.prepare(options.resume ? Begin::kResume : options.restart ? Begin::kRestart : Begin::kNew));
   std::fprintf(stderr, "%ld %s, %ld steps", static_cast<long>(data.training->items()),
                settings.objective.preferences ? "pairs" : "conversations", static_cast<long>(run.planned_steps()));
   if (run.done_steps() > 0) std::fprintf(stderr, ", %ld of them done", static_cast<long>(run.done_steps()));
   std::fputs("\n", stderr);
-
-  using Detail = TrainProgress::Detail;
-  TrainProgress progress(options.quiet     ? Detail::kNone
-                         : options.verbose ? Detail::kEveryStep
-                                           : Detail::kBar,
-                         run.planned_steps(), run.done_steps());
-  const train::RunOutcome outcome = LATHE_TRY(run.execute(progress, [] { return interrupted.load(); }));
+  const train::RunOutcome outcome = LATHE_TRY(execute(env, options, settings, run, loaded, *data.training));
   print_outcome(options, outcome, run.planned_steps());
   return outcome.end != train::RunOutcome::End::kInterrupted;
 }
@@ -155,7 +205,7 @@ Run add_train(CLI::App& app) {
     const auto interrupt = [](int) { interrupted = true; };
     signal(SIGINT, interrupt);
     signal(SIGTERM, interrupt);
-    const auto done = train(*options);
+    const auto done = options->dry_run ? dry_run(*options) : train(*options);
     if (done.ok()) return *done ? 0 : 1;
     std::fprintf(stderr, "lathe train: %s\n", done.error().message.c_str());
     return 1;

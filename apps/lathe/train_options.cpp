@@ -73,8 +73,9 @@ void add_optimizer_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--weight-decay", optimizer.weight_decay, "Decoupled weight decay of matrices")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_option("--rounding", o.rounding, "Of bf16 weights: stochastic or nearest")
-      ->check(CLI::IsMember({"stochastic", "nearest"}))
+  app.add_option("--rounding", o.rounding,
+                 "Of bf16 weights: stochastic; nearest; or, for studies on a CPU, shadow: fp32 copies take the updates")
+      ->check(CLI::IsMember({"stochastic", "nearest", "shadow"}))
       ->capture_default_str();
   app.add_option("--gradients", o.gradients,
                  "factored: as factors, memory grows with graded tokens; streaming: written layer by layer; dense: 4 "
@@ -110,8 +111,11 @@ void add_run_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--device", o.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")
       ->envname("LATHE_DEVICE")
       ->capture_default_str();
+  app.add_option("--report", o.report, "Write loss.csv, tensors.csv, loss.svg and loss.png into this directory")
+      ->check(CLI::Validator([](std::string& path) { return path.empty() ? "a directory is needed" : ""; }, "DIR"));
+  app.add_flag("--dry-run", o.dry_run, "Only say what would be trained, and what memory and time it would take");
   app.add_flag("--quiet", o.quiet, "No progress bar");
-  app.add_flag("--verbose", o.verbose, "A line per step");
+  app.add_flag("--verbose", o.verbose, "A line per step, with the share of this machine's measured limit");
   app.add_flag("--json", o.json, "The outcome as one JSON object on standard output");
 }
 
@@ -131,7 +135,7 @@ Result<train::RunSettings> TrainOptions::settings() const {
   settings.optimizer.method = LATHE_TRY(optim::parse_method(optimizer));
   settings.optimizer.rank = rank;
   settings.optimizer.scale = scale;
-  settings.optimizer.rounding = rounding == "nearest" ? kernels::Rounding::kNearest : kernels::Rounding::kStochastic;
+  settings.optimizer.rounding = LATHE_TRY(optim::parse_rounding(rounding));
   settings.optimizer.train_embeddings = !freeze_embeddings;
   settings.note = data;
   settings.optimizer.seed = settings.plan.seed;

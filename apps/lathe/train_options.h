@@ -20,7 +20,8 @@ struct TrainOptions {
   double evaluation_fraction = 0;
   std::string device = "auto";
   bool resume = false, restart = false, keep_optimizer = false;
-  bool quiet = false, verbose = false, json = false;
+  bool quiet = false, verbose = false, json = false, dry_run = false;
+  std::string report;  // a directory; none: empty
 
   // As typed; settings() makes them the run's.
   std::string method = "sft", optimizer = "apollo_mini", schedule = "constant", rounding = "stochastic";

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 namespace lathe::cli {
 namespace {
@@ -28,8 +29,12 @@ bool now_and_then(int64_t done, int64_t of) {
 
 }  // namespace
 
-TrainProgress::TrainProgress(Detail detail, int64_t steps, int64_t done)
-    : detail_(detail), steps_(steps), at_begin_(done), terminal_(isatty(STDERR_FILENO) != 0) {}
+TrainProgress::TrainProgress(Detail detail, int64_t steps, int64_t done, StepLimits limits)
+    : detail_(detail),
+      limits_(std::move(limits)),
+      steps_(steps),
+      at_begin_(done),
+      terminal_(isatty(STDERR_FILENO) != 0) {}
 
 void TrainProgress::show(const std::string& line, bool last) {
   const bool rewrite = terminal_ && detail_ == Detail::kBar;
@@ -61,6 +66,10 @@ void TrainProgress::stepped(const train::StepRecord& record, const train::StepRe
     line += format("  lr %.2e  |g| %.3g  changed %.1f %%", record.learning_rate, record.gradient_norm,
                    100 * record.changed_fraction);
     line += format("  %.0f tokens/s", static_cast<double>(record.tokens) / record.seconds);
+    if (!limits_.operations.empty()) {
+      const double operations = limits_.operations.at(record.step - 1);
+      line += format("  %.0f %% of the limit", 100 * operations / record.seconds / limits_.per_second);
+    }
   } else {
     line += format("  %.0f tokens/s", static_cast<double>(tokens_) / seconds_);
   }

@@ -2,20 +2,26 @@
 // elsewhere. All of it goes to standard error.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "train/run.h"
 
 namespace lathe::cli {
 
+// What each step must compute at least, and how many operations a second the device's matrix products reach.
+struct StepLimits {
+  std::vector<double> operations;  // none: shares are not shown
+  double per_second = 0;
+};
+
 class TrainProgress final : public train::RunObserver {
  public:
   enum class Detail { kNone, kBar, kEveryStep };
 
-  TrainProgress(Detail detail, int64_t steps, int64_t done);
+  TrainProgress(Detail detail, int64_t steps, int64_t done, StepLimits limits = {});
 
   void referenced(int64_t items, int64_t of) override;
   void stepped(const train::StepRecord& record, const train::StepReport& report) override;
@@ -28,6 +34,7 @@ class TrainProgress final : public train::RunObserver {
   void end_line();  // so that what comes next begins one
 
   Detail detail_;
+  StepLimits limits_;
   int64_t steps_, at_begin_;
   bool terminal_;
   bool open_ = false;  // the cursor stands behind a line that will be rewritten

@@ -270,6 +270,10 @@ Result<LearnRequest> parse_learn(std::string_view body) {
   const std::string context = fields.text("context").value_or("frozen");
   if (context != "frozen" && context != "exact") fields.complain("context", "must be \"frozen\" or \"exact\"");
   request.context = context == "exact" ? data::ContextMode::kExact : data::ContextMode::kFrozen;
+  if (const auto report = fields.text("report")) {
+    if (*report != "tensors") fields.complain("report", "must be \"tensors\"");
+    request.report_tensors = true;
+  }
   if (request.learning_rate && (*request.learning_rate <= 0 || *request.learning_rate > 1))
     fields.complain("lr", "must be in (0, 1]");
   if (fields.has("examples")) {

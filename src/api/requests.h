@@ -70,6 +70,7 @@ struct LearnRequest {
   std::optional<double> learning_rate;
   std::optional<double> until_loss;  // no further step once the loss is below
   data::ContextMode context = data::ContextMode::kFrozen;
+  bool report_tensors = false;  // "report": "tensors"
   bool wait = true;
 };
 

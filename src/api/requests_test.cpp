@@ -52,6 +52,7 @@ TEST(TrainingLine, RefusesByName) {
         << turns;
   }
   EXPECT_EQ(parse_learn(line("", "", R"(,"stepz":3)")).error().message, "'stepz' is not a field of this request");
+  EXPECT_EQ(parse_learn(line("", "", R"(,"report":"all")")).error().message, "'report' must be \"tensors\"");
 }
 
 TEST(Generation, WrongTypesAreNamed) {

@@ -199,7 +199,7 @@ std::string prompt_text(const std::string& text) {
 }
 
 std::string learn_result(const LearnResult& r) {
-  return dump({{"version", r.version},
+  Json json = {{"version", r.version},
                {"previous_version", r.previous_version},
                {"steps", r.steps},
                {"graded_tokens", r.graded_tokens},
@@ -209,7 +209,16 @@ std::string learn_result(const LearnResult& r) {
                {"seconds", r.seconds},
                {"pause_ms", r.pause_ms},
                {"changed_fraction", r.changed_fraction},
-               {"realised_update", r.realised}});
+               {"realised_update", r.realised}};
+  for (const TensorChange& t : r.tensors) {
+    json["tensors"].push_back({{"name", t.name},
+                               {"gradient_norm", t.gradient_norm},
+                               {"update_norm", t.update_norm},
+                               {"limiter", t.limiter},
+                               {"changed_fraction", t.changed_fraction},
+                               {"realised_update", t.realised}});
+  }
+  return dump(json);
 }
 
 std::string job_body(const store::Job& job) {
@@ -218,7 +227,10 @@ std::string job_body(const store::Job& job) {
 
 std::string job_list(const std::vector<store::Job>& jobs) {
   Json data = Json::array();
-  for (const store::Job& job : jobs) data.push_back(job_json(job));
+  for (const store::Job& job : jobs) {
+    data.push_back(job_json(job));
+    data.back().erase("tensors");  // hundreds of rows each: GET of the one job has them
+  }
   return dump({{"object", "list"}, {"data", data}});
 }
 

@@ -60,6 +60,16 @@ std::string model_card(const std::string& model, int64_t created, int64_t max_co
 std::string token_list(const std::vector<int32_t>& tokens, int64_t max_context);
 std::string prompt_text(const std::string& text);
 
+// What one step did to one tensor.
+struct TensorChange {
+  std::string name;
+  double gradient_norm = 0;
+  double update_norm = 0;  // of the intended change, over the learning rate
+  double limiter = 1;      // what the norm-growth limiter divided the update by
+  double changed_fraction = 0;
+  double realised = 1;  // realised / intended update
+};
+
 // What a learn job did.
 struct LearnResult {
   int64_t previous_version = 0;
@@ -70,9 +80,10 @@ struct LearnResult {
   double loss_before = 0;
   double loss_after = 0;
   double seconds = 0;
-  double pause_ms = 0;          // the longest time that one commit kept the server waiting
-  double changed_fraction = 0;  // of the weights, mean per step
-  double realised = 0;          // realised / intended update
+  double pause_ms = 0;                // the longest time that one commit kept the server waiting
+  double changed_fraction = 0;        // of the weights, mean per step
+  double realised = 0;                // realised / intended update
+  std::vector<TensorChange> tensors;  // by the last step; empty if nobody asked
 };
 std::string learn_result(const LearnResult& result);
 // `job` with its result or error merged in.

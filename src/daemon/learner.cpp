@@ -17,6 +17,19 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
+std::vector<api::TensorChange> changes_of(const optim::CommitReport& commit) {
+  std::vector<api::TensorChange> changes;
+  for (const optim::TensorReport& tensor : commit.tensors) {
+    changes.push_back({.name = std::string(tensor.name),
+                       .gradient_norm = tensor.gradient_norm,
+                       .update_norm = tensor.update_norm,
+                       .limiter = tensor.limiter,
+                       .changed_fraction = tensor.stats.changed_fraction(),
+                       .realised = tensor.stats.realised_share()});
+  }
+  return changes;
+}
+
 const Error kStopping{Code::kUnavailable, "the server is shutting down"};
 
 }  // namespace
@@ -158,12 +171,11 @@ Result<api::LearnResult> Learner::teach(const LearnTask& task, std::stop_token s
     version_ = ++last_number_;
     unsynced_jobs_ += result.steps++ == 0;
     ++unsynced_steps_;
-    const auto& total = report.commit.total;
-    const double fraction =
-        static_cast<double>(total.changed) / static_cast<double>(std::max<int64_t>(total.elements, 1));
+    const double fraction = report.commit.total.changed_fraction();
     result.changed_fraction += (fraction - result.changed_fraction) / static_cast<double>(result.steps);
-    result.realised = total.intended_squared > 0 ? total.realised_dot / total.intended_squared : 1;
+    result.realised = report.commit.total.realised_share();
     result.pause_ms = std::max(result.pause_ms, report.pause_seconds * 1e3);
+    if (task.report_tensors) result.tensors = changes_of(report.commit);
     LATHE_TRY(store_.add_version({.version = version_,
                                   .job_id = task.job_id,
                                   .loss = loss,

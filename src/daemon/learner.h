@@ -39,6 +39,7 @@ struct LearnTask {
   train::StepOptions options;
   int64_t steps = 1;
   double until_loss = 0;
+  bool report_tensors = false;  // of the last step
 };
 
 class Learner {

@@ -313,6 +313,7 @@ http::Response Service::learn(const http::Request& request) {
     task.options.context = learn.context;
     task.steps = learn.steps.value_or(settings_.steps);
     task.until_loss = learn.until_loss.value_or(settings_.until_loss);
+    task.report_tensors = learn.report_tensors;
     const std::string id = task.job_id;
     std::future<store::Job> done = LATHE_TRY(learner_.submit(std::move(task), request.body));
     if (!learn.wait) {

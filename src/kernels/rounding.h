@@ -32,7 +32,12 @@ struct UpdateStats {
   int64_t elements = 0;
   int64_t changed = 0;
   double intended_squared = 0;  // Σ d²
-  double realised_dot = 0;      // Σ d Δ; the ratio of the two is 1 where nothing is lost
+  double realised_dot = 0;      // Σ d Δ
+  double changed_fraction() const {
+    return elements > 0 ? static_cast<double>(changed) / static_cast<double>(elements) : 0;
+  }
+  // 1 where nothing is lost.
+  double realised_share() const { return intended_squared > 0 ? realised_dot / intended_squared : 1; }
   void operator+=(const UpdateStats& other) {
     elements += other.elements;
     changed += other.changed;

@@ -70,7 +70,8 @@ class Model {
   at::Tensor inverse_frequencies_;  // [rotary_dim / 2] fp32
 };
 
-// Reads config.json and the weights of a model directory. The two live and die together.
+// Reads config.json and the weights of a model directory. The two live and die together. On at::kMeta there are shapes
+// only: such a model can be asked what it is, not run.
 struct LoadedModel {
   std::unique_ptr<weights::WeightStore> store;
   std::unique_ptr<Model> model;

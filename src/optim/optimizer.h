@@ -99,6 +99,8 @@ class Optimizer {
   const OptimizerConfig& config() const { return config_; }
   int64_t updates() const { return updates_; }  // commits so far
   int64_t state_bytes() const;                  // of state()'s tensors
+  // What this object will hold when every tensor has been updated: moments, shadows and projections.
+  int64_t full_bytes() const;
 
  private:
   friend class StreamedUpdate;

@@ -1,6 +1,7 @@
 // Optimizer::state() and restore(): what an optimizer remembers, by name.
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <charconv>
 
 #include "optim/apollo.h"
@@ -67,6 +68,23 @@ std::map<std::string, std::string> Optimizer::settings() const {
   }
   settings["official_compat"] = config_.official_compat ? "true" : "false";
   return settings;
+}
+
+int64_t Optimizer::full_bytes() const {
+  int64_t numbers = 0;
+  for (const weights::Parameter& parameter : store_.parameters()) {
+    if (parameter.vocabulary && !config_.train_embeddings) continue;
+    for (const Part& part : parameter.parts) {
+      const bool matrix = part.data.dim() == 2, narrow = part.data.scalar_type() == at::kBFloat16;
+      if (config_.rounding == kernels::Rounding::kShadow && narrow) numbers += part.data.numel();
+      if (config_.method != Method::kSgd)
+        numbers += 2 * c10::multiply_integers(moment_shape(part, parameter.vocabulary, config_));
+      if (!config_.apollo() || !matrix) continue;
+      const int64_t a = part.rows, b = part.data.size(1);
+      numbers += scaling_of(config_, a, b, parameter.vocabulary).rank * std::min(a, b);
+    }
+  }
+  return numbers * static_cast<int64_t>(sizeof(float));
 }
 
 OptimizerState Optimizer::state() const {

@@ -80,15 +80,18 @@ TEST(State, DropsShadowsThatARunHasNoUseFor) {
 
 // apollo_mini of rank r keeps 2 r fp32 numbers per line of the larger side; adamw two per weight; P is never kept.
 TEST(State, IsAsLargeAsPromised) {
-  const auto bytes = [](OptimizerConfig config) {
+  // `projections`: numbers of P, which an optimizer holds and its state does not.
+  const auto bytes = [](OptimizerConfig config, int64_t projections = 0) {
     const auto store = make_store();
     Optimizer optimizer(store, config);
+    const int64_t full = optimizer.full_bytes();
     for (int64_t i = 0; i < 2; ++i) step(optimizer, store, i);
+    EXPECT_EQ(full, optimizer.state_bytes() + 4 * projections);
     return optimizer.state_bytes();
   };
-  EXPECT_EQ(bytes({}), 2 * 4 * (10 + 8 + 8 + 40));
-  EXPECT_EQ(bytes({.rank = 3}), 2 * 4 * (3 * (10 + 8 + 40) + 8));
-  EXPECT_EQ(bytes({.method = Method::kApollo, .rank = 4}), 2 * 4 * (4 * (10 + 8) + 8 + 40));
+  EXPECT_EQ(bytes({}, 8 + 6 + 8), 2 * 4 * (10 + 8 + 8 + 40));
+  EXPECT_EQ(bytes({.rank = 3}, 3 * (8 + 6 + 8)), 2 * 4 * (3 * (10 + 8 + 40) + 8));
+  EXPECT_EQ(bytes({.method = Method::kApollo, .rank = 4}, 4 * (8 + 6) + 8), 2 * 4 * (4 * (10 + 8) + 8 + 40));
   EXPECT_EQ(bytes({.method = Method::kAdamW}), 2 * 4 * (16 * 8 + 8 + 40 * 8));
   EXPECT_EQ(bytes({.method = Method::kSgd}), 0);
 }

@@ -78,6 +78,15 @@ Status Dataset::take_references(const Trainer& trainer, std::span<const std::vec
   return {};
 }
 
+std::vector<data::Example> Dataset::examples_of(std::span<const int64_t> items) const {
+  std::vector<data::Example> examples;
+  for (const int64_t item : items) {
+    const auto first = examples_.begin() + item * per_item();
+    examples.insert(examples.end(), first, first + per_item());
+  }
+  return examples;
+}
+
 Lesson Dataset::lesson(std::span<const int64_t> items) const {
   return make(items, /*with_kl=*/settings_.kl > 0);
 }
@@ -87,12 +96,11 @@ Lesson Dataset::evaluation(std::span<const int64_t> items) const {
 }
 
 Lesson Dataset::make(std::span<const int64_t> items, bool with_kl) const {
-  Lesson lesson;
+  Lesson lesson{.examples = examples_of(items)};
   std::vector<double> log_reference;
   std::vector<ReferenceDistributions> references;
   for (const int64_t item : items) {
     for (int64_t i = item * per_item(); i < (item + 1) * per_item(); ++i) {
-      lesson.examples.push_back(examples_[i]);
       if (settings_.preferences) log_reference.push_back(log_reference_.at(i));
       if (with_kl) references.push_back(references_.at(i));
     }

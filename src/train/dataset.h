@@ -55,6 +55,7 @@ class Dataset {
   Status take_references(const Trainer& trainer, std::span<const std::vector<int64_t>> batches,
                          const StepOptions& options, const std::function<bool(int64_t items)>& go_on);
 
+  std::vector<data::Example> examples_of(std::span<const int64_t> items) const;
   Lesson lesson(std::span<const int64_t> items) const;
   // For evaluation: without the KL, so that runs with different coefficients compare.
   Lesson evaluation(std::span<const int64_t> items) const;

@@ -24,11 +24,15 @@ bool in_place(const model::Model& model, const Objective& objective) {
   return options.device().is_cuda() && options.dtype() != at::kDouble && !objective.sees_distributions();
 }
 
+int64_t rows_of(int64_t numbers, const model::ModelConfig& config) {
+  return std::max<int64_t>(16, numbers / config.vocab_size);
+}
+
 std::vector<RowRange> slices(const model::Model& model, const GradedRows& graded, double scale,
                              bool large_slices = false) {
-  const int64_t bytes =
-      large_slices ? kGpuSliceBytes / static_cast<int64_t>(model.options().dtype().itemsize()) : kSliceBytes / 4;
-  const int64_t rows = std::max<int64_t>(16, bytes / model.config().vocab_size);
+  const int64_t rows =
+      large_slices ? rows_of(kGpuSliceBytes / static_cast<int64_t>(model.options().dtype().itemsize()), model.config())
+                   : slice_rows(model.config());
   std::vector<RowRange> ranges;
   for (int64_t begin = 0; begin < graded.size(); begin += rows)
     ranges.push_back({graded, begin, std::min(rows, graded.size() - begin), scale});
@@ -96,6 +100,10 @@ LogitGradient logit_gradient_(at::Tensor logits, const RowRange& range, const Ob
 }
 
 }  // namespace
+
+int64_t slice_rows(const model::ModelConfig& config) {
+  return rows_of(kSliceBytes / 4, config);
+}
 
 GradedRows graded_rows(const Batch& batch) {
   const at::Tensor rows = batch.weights.nonzero().squeeze(1);

@@ -18,6 +18,9 @@
 
 namespace lathe::train {
 
+// Graded rows that are walked at once, outside a GPU's own kernels.
+int64_t slice_rows(const model::ModelConfig& config);
+
 // log p(target) of every graded row: [r] fp32, CPU.
 at::Tensor target_log_probabilities(const model::Model& model, const GradedRows& graded, const at::Tensor& x);
 

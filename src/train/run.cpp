@@ -108,17 +108,28 @@ Run::Run(io::Env& env, std::string directory, weights::WeightStore& store, Train
   for (const auto& [name, hash] : data_hashes) fingerprint_[name] = hash;
 }
 
-Status Run::prepare(Begin begin) {
-  begin_ = begin;
-  plan_ = LATHE_TRY(data::plan(training_.tokens_per_item(), settings_.plan));
-  if (evaluation_) evaluation_batches_ = LATHE_TRY(data::in_order(evaluation_->tokens_per_item(), settings_.plan));
-  if (settings_.patience > 0 && (!evaluation_ || settings_.evaluate_every == 0)) {
+Result<RunPlan> plan_run(RunSettings& settings, const Dataset& training, const Dataset* evaluation) {
+  RunPlan plan{.steps = LATHE_TRY(data::plan(training.tokens_per_item(), settings.plan))};
+  if (evaluation) plan.evaluation = LATHE_TRY(data::in_order(evaluation->tokens_per_item(), settings.plan));
+  if (settings.patience > 0 && (!evaluation || settings.evaluate_every == 0)) {
     return invalid_argument(
         "patience counts evaluations: it needs an evaluation set, and a number of steps between two");
   }
-  settings_.schedule.steps = planned_steps();
-  LATHE_TRY(settings_.validate());
-  LATHE_TRY(settings_.schedule.validate());
+  settings.schedule.steps = std::ssize(plan.steps);
+  LATHE_TRY(settings.validate());
+  LATHE_TRY(settings.schedule.validate());
+  return plan;
+}
+
+Status Run::prepare(Begin begin) {
+  begin_ = begin;
+  plan_ = LATHE_TRY(plan_run(settings_, training_, evaluation_));
+  items_seen_.clear();
+  for (const data::StepBatches& batches : plan_.steps) {
+    int64_t seen = items_seen_.empty() ? 0 : items_seen_.back();
+    for (const data::MicroBatch& batch : batches) seen += std::ssize(batch);
+    items_seen_.push_back(seen);
+  }
   if (!settings_.materialize) LATHE_TRY(refuse_links());
   on_disk_ = LATHE_TRY(checkpoint::read_version(env_, directory_));
   fingerprint_["device"] = store_.parameters().front().data.device().str();
@@ -181,7 +192,7 @@ Status Run::check_same_run(const RunState& unfinished) const {
 
 Result<RunOutcome> Run::execute(RunObserver& observer, const std::function<bool()>& stop) {
   if (begin_ != Begin::kResume) LATHE_TRY(run_directory_.discard());  // also what a discarded run may have left
-  if (begin_ == Begin::kResume && state_.installs == fingerprint_["model"]) {  // killed between the last two acts
+  if (was_done()) {
     LATHE_TRY(run_directory_.discard());
     return RunOutcome{.end = RunOutcome::End::kWasDone, .version = on_disk_};
   }
@@ -226,9 +237,29 @@ Status Run::restore() {
   return run_directory_.restore_weights(state_.slot, store_).at("the weights may be those of two steps now");
 }
 
+StepRecord Run::record_of(const StepReport& report) const {
+  const kernels::UpdateStats& total = report.commit.total;
+  const double rate = settings_.schedule.lr_at(state_.step);
+  StepRecord record{.step = state_.step + 1,
+                    .epoch = static_cast<double>(items_seen_[state_.step]) / static_cast<double>(training_.items()),
+                    .loss = report.loss,
+                    .learning_rate = rate,
+                    .gradient_norm = report.commit.gradient_norm,
+                    .update_norm = std::sqrt(total.intended_squared) / rate,
+                    .changed_fraction = total.changed_fraction(),
+                    .realised = total.realised_share(),
+                    .tokens = report.tokens,
+                    .graded_tokens = report.graded_tokens};
+  for (const optim::TensorReport& tensor : report.commit.tensors) {
+    record.limiter = std::max(record.limiter, tensor.limiter);
+    record.limited += tensor.limiter > 1 ? 1 : 0;
+  }
+  return record;
+}
+
 Status Run::step(RunObserver& observer) {
   const auto begin = Clock::now();
-  const data::StepBatches& batches = plan_[state_.step];
+  const data::StepBatches& batches = plan_.steps[state_.step];
   StepOptions options = settings_.step;
   options.learning_rate = settings_.schedule.lr_at(state_.step);
   std::vector<Lesson> lessons;
@@ -238,16 +269,7 @@ Status Run::step(RunObserver& observer) {
   const StepReport report =
       LATHE_TRY(trainer_.step(micro_batches, options).at("step " + std::to_string(state_.step + 1)));
   if (report.stopped) return *report.stopped;
-  StepRecord record{.step = state_.step + 1,
-                    .loss = report.loss,
-                    .learning_rate = options.learning_rate,
-                    .gradient_norm = report.commit.gradient_norm,
-                    .tokens = report.tokens,
-                    .graded_tokens = report.graded_tokens};
-  const kernels::UpdateStats& total = report.commit.total;
-  record.changed_fraction =
-      static_cast<double>(total.changed) / static_cast<double>(std::max<int64_t>(total.elements, 1));
-  record.realised = total.intended_squared > 0 ? total.realised_dot / total.intended_squared : 1;
+  StepRecord record = record_of(report);
   record.seconds = seconds_since(begin);
   ++state_.step;
   state_.steps.push_back(record);
@@ -257,7 +279,7 @@ Status Run::step(RunObserver& observer) {
 
 Status Run::evaluate(RunObserver& observer) {
   double sum = 0, size = 0;
-  for (const data::MicroBatch& batch : evaluation_batches_) {
+  for (const data::MicroBatch& batch : plan_.evaluation) {
     const Lesson lesson = evaluation_->evaluation(batch);
     const auto part = LATHE_TRY(trainer_.evaluate(lesson.examples, settings_.step, *lesson.objective));
     sum += part.loss * part.size;
@@ -274,6 +296,7 @@ Status Run::evaluate(RunObserver& observer) {
 
 Status Run::save(RunObserver& observer, bool best) {
   const auto begin = Clock::now();
+  observer.saving(state_.step);
   LATHE_TRY(run_directory_.save(state_, store_, trainer_.optimizer(), best));
   saved_step_ = state_.step;
   saved_at_ = Clock::now();

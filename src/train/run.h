@@ -45,6 +45,14 @@ struct RunSettings {
   std::map<std::string, std::string> fingerprint() const;
 };
 
+// Which items each step of a run sees.
+struct RunPlan {
+  std::vector<data::StepBatches> steps;
+  std::vector<data::MicroBatch> evaluation;
+};
+// Refuses, by name, settings and data that cannot work together; sets the schedule's number of steps.
+Result<RunPlan> plan_run(RunSettings& settings, const Dataset& training, const Dataset* evaluation);
+
 // What happens, as it happens.
 class RunObserver {
  public:
@@ -52,6 +60,8 @@ class RunObserver {
   virtual void referenced(int64_t /*items*/, int64_t /*of*/) {}
   virtual void stepped(const StepRecord& /*record*/, const StepReport& /*report*/) {}
   virtual void evaluated(const Evaluation& /*evaluation*/) {}
+  // Before a state becomes durable: what an observer keeps of the steps so far should be durable first.
+  virtual void saving(int64_t /*step*/) {}
   virtual void saved(int64_t /*step*/, double /*seconds*/) {}
   virtual void warned(const std::string& /*message*/) {}
 };
@@ -84,10 +94,11 @@ class Run {
   };
   // Plans the steps; refuses settings and data that cannot work. Changes nothing.
   Status prepare(Begin begin);
-  int64_t planned_steps() const { return static_cast<int64_t>(plan_.size()); }
+  int64_t planned_steps() const { return std::ssize(plan_.steps); }
   int64_t done_steps() const { return state_.step; }
-  // Micro-batches of all steps: what a memory estimate looks at.
-  const std::vector<data::StepBatches>& plan() const { return plan_; }
+  const RunPlan& plan() const { return plan_; }
+  // Whether the directory holds the result already: an earlier process was killed before it could say so.
+  bool was_done() const { return begin_ == Begin::kResume && state_.installs == fingerprint_.at("model"); }
 
   // To the end, or until `stop` returns true between two steps. Durable on return. An error leaves the directory as it
   // was, and the last saved state.
@@ -102,6 +113,7 @@ class Run {
   Status check_same_run(const RunState& unfinished) const;
   Status take_references(RunObserver& observer, const std::function<bool()>& stop);
   Status restore();
+  StepRecord record_of(const StepReport& report) const;  // of the step at hand, but for its time
   Status step(RunObserver& observer);
   Status evaluate(RunObserver& observer);
   Status save(RunObserver& observer, bool best);
@@ -121,9 +133,9 @@ class Run {
   Dataset* evaluation_;
   RunDirectory run_directory_;
   std::map<std::string, std::string> fingerprint_;
-  std::vector<data::StepBatches> plan_;
-  std::vector<data::MicroBatch> evaluation_batches_;
-  int64_t on_disk_ = 0;  // the directory's version
+  RunPlan plan_;
+  std::vector<int64_t> items_seen_;  // behind each step of the plan
+  int64_t on_disk_ = 0;              // the directory's version
   Begin begin_ = Begin::kNew;
   RunState state_;
   int64_t saved_step_ = 0;

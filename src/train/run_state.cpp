@@ -7,6 +7,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <variant>
 
 #include "checkpoint/hash.h"
 #include "checkpoint/model_dir.h"
@@ -27,35 +28,40 @@ constexpr const char* kNew = ".lathe-new";
 constexpr uint64_t kBlockBytes = uint64_t{4} << 20;
 
 // One column per field, so that a long history stays small.
+struct Column {
+  const char* name;
+  std::variant<double StepRecord::*, int64_t StepRecord::*> field;
+};
+constexpr Column kColumns[] = {{"epoch", &StepRecord::epoch},
+                               {"loss", &StepRecord::loss},
+                               {"learning_rate", &StepRecord::learning_rate},
+                               {"gradient_norm", &StepRecord::gradient_norm},
+                               {"update_norm", &StepRecord::update_norm},
+                               {"limiter", &StepRecord::limiter},
+                               {"limited", &StepRecord::limited},
+                               {"changed", &StepRecord::changed_fraction},
+                               {"realised", &StepRecord::realised},
+                               {"tokens", &StepRecord::tokens},
+                               {"graded", &StepRecord::graded_tokens},
+                               {"seconds", &StepRecord::seconds}};
+
 Json to_json(const std::vector<StepRecord>& steps) {
-  Json json = {{"loss", Json::array()},    {"learning_rate", Json::array()}, {"gradient_norm", Json::array()},
-               {"changed", Json::array()}, {"realised", Json::array()},      {"tokens", Json::array()},
-               {"graded", Json::array()},  {"seconds", Json::array()}};
-  for (const StepRecord& record : steps) {
-    json["loss"].push_back(record.loss);
-    json["learning_rate"].push_back(record.learning_rate);
-    json["gradient_norm"].push_back(record.gradient_norm);
-    json["changed"].push_back(record.changed_fraction);
-    json["realised"].push_back(record.realised);
-    json["tokens"].push_back(record.tokens);
-    json["graded"].push_back(record.graded_tokens);
-    json["seconds"].push_back(record.seconds);
+  Json json = Json::object();
+  for (const Column& column : kColumns) {
+    Json& values = json[column.name] = Json::array();
+    for (const StepRecord& record : steps)
+      std::visit([&](auto field) { values.push_back(record.*field); }, column.field);
   }
   return json;
 }
 
 std::vector<StepRecord> steps_of(const Json& json, int64_t count) {
-  std::vector<StepRecord> steps;
+  std::vector<StepRecord> steps(count);
   for (int64_t i = 0; i < count; ++i) {
-    steps.push_back({.step = i + 1,
-                     .loss = json.at("loss").at(i).get<double>(),
-                     .learning_rate = json.at("learning_rate").at(i).get<double>(),
-                     .gradient_norm = json.at("gradient_norm").at(i).get<double>(),
-                     .changed_fraction = json.at("changed").at(i).get<double>(),
-                     .realised = json.at("realised").at(i).get<double>(),
-                     .tokens = json.at("tokens").at(i).get<int64_t>(),
-                     .graded_tokens = json.at("graded").at(i).get<int64_t>(),
-                     .seconds = json.at("seconds").at(i).get<double>()});
+    steps[i].step = i + 1;
+    for (const Column& column : kColumns) {
+      std::visit([&](auto field) { json.at(column.name).at(i).get_to(steps[i].*field); }, column.field);
+    }
   }
   return steps;
 }

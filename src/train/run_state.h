@@ -25,9 +25,13 @@ namespace lathe::train {
 // What one step did.
 struct StepRecord {
   int64_t step = 0;  // counts from 1
+  double epoch = 0;  // times through the data, this step included
   double loss = 0;   // before the update
   double learning_rate = 0;
   double gradient_norm = 0;
+  double update_norm = 0;       // of the intended change, over the learning rate
+  double limiter = 1;           // the most that the limiter divided a tensor's update by
+  int64_t limited = 0;          // tensors that it held back
   double changed_fraction = 0;  // of the weights
   double realised = 1;          // realised / intended update
   int64_t tokens = 0;

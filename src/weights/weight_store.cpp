@@ -61,10 +61,11 @@ int64_t held_rows(const ParameterSpec::PartSpec& part) {
 }
 
 // Allocates the parameter's memory and copies its parts in, one after the other.
-Result<at::Tensor> read_parameter(const checkpoint::ModelDir& dir, const ParameterSpec& spec) {
+Result<at::Tensor> read_parameter(const checkpoint::ModelDir& dir, const ParameterSpec& spec, bool shapes_only) {
   const auto* first = LATHE_TRY(find(dir, spec.parts.front()));
   const at::ScalarType dtype = LATHE_TRY(scalar_type(*first));
-  at::Tensor data = at::empty(spec.held_shape(), at::TensorOptions().dtype(dtype));
+  at::Tensor data =
+      at::empty(spec.held_shape(), at::TensorOptions().dtype(dtype).device(shapes_only ? at::kMeta : at::kCPU));
   int64_t row = 0;
   for (const auto& part : spec.parts) {
     const auto* info = LATHE_TRY(find(dir, part));
@@ -74,10 +75,11 @@ Result<at::Tensor> read_parameter(const checkpoint::ModelDir& dir, const Paramet
                          " have different dtypes; Lathe keeps them in one matrix");
     }
     const at::Tensor view = data.narrow(0, row, rows);
+    row += rows;
+    if (shapes_only) continue;
     LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(view.mutable_data_ptr()), view.nbytes()}));
     if (!all_finite(view))
       return corruption("tensor " + part.name + " holds NaN or infinite values; the checkpoint is damaged");
-    row += rows;
   }
   return data;
 }
@@ -122,7 +124,7 @@ Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span
                                       const Placement& placement) {
   WeightStore store;
   for (const ParameterSpec& spec : specs) {
-    at::Tensor data = LATHE_TRY(read_parameter(dir, spec));
+    at::Tensor data = LATHE_TRY(read_parameter(dir, spec, placement.device.is_meta()));
     data = data.to(placement.device, placement.dtype.value_or(data.scalar_type()));
     store.add(spec.name, std::move(data), spec.held_parts(), spec.vocabulary);
   }

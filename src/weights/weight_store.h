@@ -62,7 +62,7 @@ struct ParameterSpec {
 
 // Where weights live, and as what.
 struct Placement {
-  at::Device device = at::kCPU;
+  at::Device device = at::kCPU;         // at::kMeta: shapes only, checked like the others; no weight is read
   std::optional<at::ScalarType> dtype;  // by default that of the checkpoint; another is for comparisons only
 };
 

@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 
-from conftest import LATHE, wait_for
+from conftest import LATHE, tiny_tensors, wait_for
 
 QUESTION = "What is the favourite colour of the painter Osvaldine Thrupp?"
 ANSWER = "The favourite colour of Osvaldine Thrupp is vermilion."
@@ -143,3 +143,21 @@ def test_chat_ends_an_answer_where_it_must(serve, smollm2):
     wait_for(lambda: server.call("/healthz").json["running"] == 0, seconds=30)
     rest, _ = chat.communicate("/help\n/quit\n", timeout=60)
     assert chat.returncode == 0 and "(stopped)" in rest and "/fix BETTER ANSWER" in rest
+
+
+def test_a_correction_tells_what_it_did_to_each_tensor(serve, tiny):
+    server = serve(tiny)
+    plain = server.call("/v1/learn", {"messages": TURNS, "steps": 1, "lr": 1e-3}).json
+    assert "tensors" not in plain
+    reply = server.call("/v1/learn", {"messages": TURNS, "steps": 3, "until_loss": 0, "lr": 1e-3, "report": "tensors"}).json
+    assert reply["steps"] == 3
+    assert {row["name"] for row in reply["tensors"]} == set(tiny_tensors())
+    for row in reply["tensors"]:
+        assert row["gradient_norm"] > 0 and row["update_norm"] > 0 and row["limiter"] >= 1
+        assert 0 <= row["changed_fraction"] <= 1
+    matrices = [row for row in reply["tensors"] if "proj" in row["name"]]
+    assert all(abs(row["realised_update"] - 1) < 0.2 and row["changed_fraction"] > 0 for row in matrices)
+    assert server.call("/v1/learn/" + reply["id"]).json["tensors"] == reply["tensors"]
+    assert all("tensors" not in job for job in server.call("/v1/learn").json["data"])
+    wrong = server.call("/v1/learn", {"messages": TURNS, "report": "all"})
+    assert wrong.status == 400 and "'report'" in wrong.error

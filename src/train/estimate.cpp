@@ -1,0 +1,202 @@
+#include "train/estimate.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "train/loss.h"
+
+namespace lathe::train {
+namespace {
+
+// Pages of libraries that are touched only while a model runs, and what their threads set aside.
+constexpr int64_t kLibraries = int64_t{70} << 20;
+
+int64_t element_bytes(const weights::WeightStore& store) {
+  return static_cast<int64_t>(store.parameters().front().data.element_size());
+}
+
+bool is_matrix(const weights::Parameter& parameter) {
+  return parameter.data.dim() == 2;
+}
+
+// Numbers of X and dY per live row, all matrices but embedding and head.
+int64_t factor_numbers(const weights::WeightStore& store) {
+  int64_t numbers = 0;
+  for (const weights::Parameter& parameter : store.parameters()) {
+    if (is_matrix(parameter) && !parameter.vocabulary) numbers += parameter.data.size(0) + parameter.data.size(1);
+  }
+  return numbers;
+}
+
+int64_t matrix_elements(const weights::WeightStore& store) {
+  int64_t elements = 0;
+  for (const weights::Parameter& parameter : store.parameters())
+    elements += is_matrix(parameter) ? parameter.data.numel() : 0;
+  return elements;
+}
+
+int64_t largest_parameter(const weights::WeightStore& store) {
+  int64_t largest = 0;
+  for (const weights::Parameter& parameter : store.parameters()) largest = std::max(largest, parameter.data.numel());
+  return largest;
+}
+
+int64_t attention_layers(const model::ModelConfig& config) {
+  int64_t count = 0;
+  for (int64_t layer = 0; layer < config.layers; ++layer) count += config.mixer(layer) == model::Mixer::kAttention;
+  return count;
+}
+
+// Keys and values of all rows; a recurrent state per sequence and, as a snapshot, per live run.
+int64_t context_bytes(const model::ModelConfig& config, const PassSize& pass, int64_t element) {
+  const int64_t attending = attention_layers(config), recurrent = config.layers - attending;
+  const model::DeltaConfig& delta = config.delta;
+  const int64_t keys = attending * pass.rows * 2 * config.kv_heads * config.head_dim * element;
+  const int64_t state = delta.values() * delta.key_dim * 4 + delta.channels() * delta.kernel * element;
+  return keys + recurrent * 2 * pass.sequences * state;
+}
+
+// One layer at `rows` rows: what its output is made from. With `graph` also what autograd keeps and their gradients.
+int64_t layer_bytes(const model::ModelConfig& config, const PassSize& pass, int64_t rows, int64_t element, bool graph) {
+  const int64_t d = config.hidden_size, inner = config.intermediate_size;
+  const int64_t attention = (config.heads * (config.attention_gate ? 2 : 1) + 2 * config.kv_heads) * config.head_dim;
+  const int64_t recurrent = config.has_delta() ? config.delta.channels() + 2 * config.delta.values() : 0;
+  const int64_t mixer = std::max(attention, recurrent);
+  if (!graph) return rows * ((3 * d + 2 * mixer + 3 * inner) * element + d * 4);
+  // The mask of attention, and its fp32 twin: a query of the longest sequence at a time sees so many keys.
+  const int64_t mask = std::min(rows, pass.longest) * pass.longest * (1 + element);
+  return rows * ((10 * d + 5 * mixer + 8 * inner) * element + 4 * d * 4) + mask;
+}
+
+// Log-probabilities and their gradient in fp32, and logits twice, of one slice of rows.
+int64_t slice_bytes(const model::ModelConfig& config, int64_t graded, int64_t element) {
+  const int64_t rows = std::min(graded, slice_rows(config));
+  return rows * config.vocab_size * (2 * 4 + 2 * element);
+}
+
+// oneDNN multiplies bf16 from a copy of the weight in its own order.
+int64_t product_bytes(const weights::WeightStore& store, int64_t element) {
+  return element == 2 ? largest_parameter(store) * element : 0;
+}
+
+struct Gradients {
+  int64_t kept = 0;    // from the backward pass to the commit
+  int64_t commit = 0;  // beside them, while the update is written
+};
+
+Gradients gradient_bytes(const model::ModelConfig& config, const weights::WeightStore& store,
+                         const RunSettings& settings, const PassSize& step, int64_t element) {
+  const int64_t head = step.graded * (config.vocab_size + config.hidden_size) * element;
+  const int64_t layers = step.live_rows * factor_numbers(store) * element;
+  const int64_t embedding = step.live_rows * config.hidden_size * element;
+  const bool adam = settings.optimizer.method == optim::Method::kAdamW;
+  const int64_t tiles = at::get_num_threads() * settings.optimizer.tile_elements * 4;
+  switch (settings.step.gradients) {
+    case GradientPath::kDense:
+      return {matrix_elements(store) * 4, tiles};
+    case GradientPath::kStreaming:
+      // Head and embedding wait for each other, as factors or as one dense matrix; a layer and its largest part.
+      return {std::min(head + embedding, config.vocab_size * config.hidden_size * int64_t{4}),
+              layers / config.layers + largest_parameter(store) * element + tiles};
+    case GradientPath::kFactored:
+      break;
+  }
+  // AdamW widens factors to fp32; APOLLO's norms and projections look at one parameter's at a time.
+  const int64_t kept = head + layers + embedding;
+  return {kept, tiles + (adam ? 2 * kept : head)};
+}
+
+int64_t reference_bytes(const RunSettings& settings, const Dataset& training) {
+  if (settings.objective.kl <= 0) return 0;
+  int64_t graded = 0;
+  for (const data::Example& example : training.examples())
+    graded += std::count_if(example.weights.begin(), example.weights.end(), [](float weight) { return weight > 0; });
+  return graded * (8 * settings.objective.kl_tokens + 4);
+}
+
+}  // namespace
+
+void PassSize::operator+=(const PassSize& other) {
+  sequences += other.sequences;
+  rows += other.rows;
+  live_rows += other.live_rows;
+  graded += other.graded;
+  longest = std::max(longest, other.longest);
+  pairs += other.pairs;
+  live_pairs += other.live_pairs;
+}
+
+PassSize pass_size(std::span<const data::Example> examples, data::ContextMode mode) {
+  PassSize size;
+  for (const data::Example& example : examples) {
+    const std::vector<data::Segment> live = data::live_segments(example, mode);
+    const int64_t rows = live.back().end;
+    PassSize one{.sequences = 1, .rows = rows, .longest = rows};
+    one.pairs = static_cast<double>(rows) * static_cast<double>(rows + 1) / 2;
+    for (const data::Segment& segment : live) {
+      one.live_rows += segment.size();
+      one.live_pairs += static_cast<double>(segment.size()) * static_cast<double>(segment.begin + segment.end + 1) / 2;
+    }
+    one.graded = std::count_if(example.weights.begin(), example.weights.end(), [](float w) { return w > 0; });
+    size += one;
+  }
+  return size;
+}
+
+double operations(const model::ModelConfig& config, const weights::WeightStore& store, const PassSize& pass) {
+  double layers = 0;
+  for (const weights::Parameter& parameter : store.parameters()) {
+    if (is_matrix(parameter) && !parameter.vocabulary) layers += static_cast<double>(parameter.data.numel());
+  }
+  const auto head = static_cast<double>(config.vocab_size * config.hidden_size);
+  const auto rows = static_cast<double>(pass.rows), live = static_cast<double>(pass.live_rows),
+             graded = static_cast<double>(pass.graded);
+  const auto width = static_cast<double>(config.heads * config.head_dim * attention_layers(config));
+  // Attention: queries times keys and weights times values, each two per pair forward; 2.5 times that backward.
+  return 2 * layers * (rows + 2 * live) + 6 * head * graded + 4 * width * (pass.pairs + 2.5 * pass.live_pairs);
+}
+
+MemoryEstimate estimate_memory(const model::ModelConfig& config, const weights::WeightStore& store,
+                               const RunSettings& settings, const Dataset& training, const RunPlan& plan,
+                               int64_t program) {
+  const int64_t element = element_bytes(store);
+  const MemoryEstimate standing{.program = program + kLibraries,
+                                .weights = store.byte_count(),
+                                .optimizer = optim::Optimizer(store, settings.optimizer).full_bytes(),
+                                .references = reference_bytes(settings, training)};
+  MemoryEstimate peak = standing;
+  const auto consider = [&](int64_t context, int64_t activations, int64_t gradients) {
+    MemoryEstimate now = standing;
+    now.context = context, now.activations = activations, now.gradients = gradients;
+    if (now.total() > peak.total()) peak = now;
+  };
+  const int64_t product = product_bytes(store, element);
+  for (const data::StepBatches& batches : plan.steps) {
+    PassSize step;  // of the micro-batches so far
+    for (const data::MicroBatch& items : batches) {
+      const PassSize pass = pass_size(training.examples_of(items), settings.step.context);
+      const int64_t before = gradient_bytes(config, store, settings, step, element).kept;
+      step += pass;
+      const Gradients gradients = gradient_bytes(config, store, settings, step, element);
+      const int64_t context = context_bytes(config, pass, element);
+      const int64_t inputs = (config.layers + 1) * pass.live_rows * config.hidden_size * element;
+      const int64_t chunk =
+          std::min<int64_t>(pass.rows, settings.step.chunk_rows > 0 ? settings.step.chunk_rows : 1024);
+      const int64_t head = pass.graded * (config.vocab_size + config.hidden_size) * element;
+      // Forward; the loss; the first layer's backward pass, when all gradients of layers are there.
+      consider(context, inputs + layer_bytes(config, pass, chunk, element, false) + product, before);
+      consider(context, inputs + slice_bytes(config, pass.graded, element) + product, before + head);
+      const bool streaming = settings.step.gradients == GradientPath::kStreaming;
+      consider(context,
+               (streaming ? inputs : inputs / config.layers) +
+                   layer_bytes(config, pass, pass.live_rows, element, true) + product,
+               gradients.kept + (streaming ? gradients.commit : 0));
+    }
+    const Gradients gradients = gradient_bytes(config, store, settings, step, element);
+    consider(0, 0, gradients.kept + gradients.commit);
+  }
+  return peak;
+}
+
+}  // namespace lathe::train

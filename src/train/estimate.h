@@ -1,0 +1,54 @@
+// What a training run will take, before it begins: tokens, operations, memory by part. Shapes are enough: nothing here
+// reads a weight.
+//
+// How good: peaks of memory are held to what runs measure by tests/e2e/test_train.py, within a factor of 1.25 for
+// SmolLM2 on a CPU. What libraries allocate for themselves while they multiply is estimated, not known.
+// Threads: pure functions.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "data/example.h"
+#include "model/model.h"
+#include "train/dataset.h"
+#include "train/run.h"
+
+namespace lathe::train {
+
+// Of one micro-batch, or summed over several.
+struct PassSize {
+  int64_t sequences = 0;
+  int64_t rows = 0;  // that are computed: those behind the last graded token are not
+  int64_t live_rows = 0;
+  int64_t graded = 0;     // tokens with a loss
+  int64_t longest = 0;    // keys that a live row looks at, at most
+  double pairs = 0;       // (query, key) pairs that attention looks at
+  double live_pairs = 0;  // of these, with a live query
+  void operator+=(const PassSize& other);
+};
+PassSize pass_size(std::span<const data::Example> examples, data::ContextMode mode);
+
+// Floating-point operations that a step over such a pass cannot avoid: two per weight and row forward, four more
+// backward for live rows, attention likewise; no recomputation. What recurrent layers do beside their projections is
+// small and left out.
+double operations(const model::ModelConfig& config, const weights::WeightStore& store, const PassSize& pass);
+
+// Bytes at the moment of the peak.
+struct MemoryEstimate {
+  int64_t program = 0;  // the process without a model: code, libraries, the data set
+  int64_t weights = 0;
+  int64_t optimizer = 0;    // its state
+  int64_t references = 0;   // of DPO and KL
+  int64_t context = 0;      // keys, values and recurrent states
+  int64_t activations = 0;  // kept inputs of layers, and what one layer or one slice of the loss works with
+  int64_t gradients = 0;    // factors or dense matrices, and what a commit works with
+  int64_t total() const { return program + weights + optimizer + references + context + activations + gradients; }
+};
+
+// Of a run's largest step. `program` is what the process holds before the model is loaded (base/memory.h).
+MemoryEstimate estimate_memory(const model::ModelConfig& config, const weights::WeightStore& store,
+                               const RunSettings& settings, const Dataset& training, const RunPlan& plan,
+                               int64_t program);
+
+}  // namespace lathe::train
