@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "checkpoint/bit_ranks.h"
 #include "checkpoint/bytes.h"
 
 namespace lathe::checkpoint {
@@ -26,7 +27,7 @@ uint8_t number_context(uint32_t list, uint32_t contexts) {
 }
 
 struct List {
-  std::vector<uint32_t> gaps, numbers;
+  std::vector<uint32_t> elements, gaps, numbers;
 
   uint32_t scale() const {
     double sum = 0;
@@ -36,41 +37,28 @@ struct List {
   }
 };
 
-// How many elements of each context there were. Four counters in turn, so that neighbours of one context do not wait
-// for each other's store.
-class ContextCounter {
- public:
-  void add(const uint8_t* contexts, size_t count) {
-    size_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-      ++counts_[0][contexts[i]];
-      ++counts_[1][contexts[i + 1]];
-      ++counts_[2][contexts[i + 2]];
-      ++counts_[3][contexts[i + 3]];
-    }
-    for (; i < count; ++i) ++counts_[0][contexts[i]];
-  }
-  uint32_t of(uint8_t c) const { return counts_[0][c] + counts_[1][c] + counts_[2][c] + counts_[3][c]; }
-
- private:
-  uint32_t counts_[4][kContexts] = {};
-};
-
 std::vector<List> make_lists(std::span<const Change> changes, std::span<const uint8_t> before,
                              std::span<const uint8_t> after, uint32_t contexts) {
   std::vector<List> lists(contexts + 1);
-  std::vector<uint32_t> next(contexts + 1);  // the place of the next element if it were the list's next change
-  ContextCounter counter;
-  uint32_t done = 0;
+  std::vector<uint64_t> unchanged(words_for(before.size()), ~uint64_t{0}), kind(unchanged.size());
   for (const Change& change : changes) {
     const uint32_t i = change.element;
-    counter.add(&before[done], i - done);
-    done = i + 1;
-    const bool crossed = before[i] != after[i];
-    const uint32_t list = crossed ? contexts : before[i], at = crossed ? i : counter.of(before[i]);
-    lists[list].gaps.push_back(at - next[list]);
-    lists[list].numbers.push_back(change.number);
-    next[list] = crossed ? i + 1 : at;
+    unchanged[i / 64] &= ~(uint64_t{1} << (i % 64));
+    List& list = lists[before[i] == after[i] ? before[i] : contexts];
+    list.elements.push_back(i);
+    list.numbers.push_back(change.number);
+  }
+  for (uint32_t c = 0; c <= contexts; ++c) {
+    List& list = lists[c];
+    list.gaps.resize(list.elements.size());
+    if (list.elements.empty()) continue;
+    if (c < contexts) {
+      equal_bits(before, static_cast<uint8_t>(c), kind.data());
+      gaps_of(kind.data(), unchanged.data(), list.elements, list.gaps.data());
+      continue;
+    }
+    for (size_t k = 0, next = 0; k < list.gaps.size(); next = list.elements[k++] + 1)
+      list.gaps[k] = list.elements[k] - static_cast<uint32_t>(next);
   }
   return lists;
 }
@@ -93,10 +81,34 @@ struct Stream {
   }
 };
 
-// The lists of a decoder: what is to come of each.
-struct Cursor {
-  size_t next = 0, end = 0;  // places in gaps and numbers
+// A decoder's list: its places in gaps and numbers.
+struct Places {
+  size_t begin = 0, end = 0;
 };
+
+// From gaps to elements, list by list. Takes the elements of the last list out of `known`, for the others.
+Status place_changes(std::span<const Places> lists, std::span<const uint32_t> gaps, std::span<uint8_t> known,
+                     std::vector<uint32_t>& elements) {
+  constexpr uint8_t kNoContext = 255;
+  const auto behind = [] { return corruption("a change lies behind the last element"); };
+  elements.resize(gaps.size());
+  const size_t contexts = lists.size() - 1;
+  uint64_t next = 0;
+  for (size_t k = lists[contexts].begin; k < lists[contexts].end; ++k) {
+    next += gaps[k];
+    if (next >= known.size()) return behind();
+    known[next] = kNoContext;
+    elements[k] = static_cast<uint32_t>(next++);
+  }
+  std::vector<uint64_t> kind(words_for(known.size()));
+  for (size_t c = 0; c < contexts; ++c) {
+    const auto [begin, end] = lists[c];
+    if (begin == end) continue;
+    equal_bits(known, static_cast<uint8_t>(c), kind.data());
+    if (place(kind, gaps.subspan(begin, end - begin), &elements[begin]) != end - begin) return behind();
+  }
+  return {};
+}
 
 }  // namespace
 
@@ -120,25 +132,25 @@ void encode_changes(std::span<const Change> changes, std::span<const uint8_t> be
   numbers.write(encoder, out);
 }
 
-Status decode_changes(std::span<const std::byte>& in, std::span<const uint8_t> known, uint32_t contexts,
-                      uint32_t alphabet, std::vector<Change>& changes) {
-  std::vector<Cursor> cursors(contexts + 1);
+Status decode_changes(std::span<const std::byte>& in, std::span<uint8_t> known, uint32_t contexts, uint32_t alphabet,
+                      std::vector<Change>& changes) {
+  std::vector<Places> lists(contexts + 1);
   std::vector<uint8_t> scales(contexts + 1), gap_contexts, number_contexts;
   for (uint32_t c = 0; c <= contexts; ++c) {
     const uint64_t count = LATHE_TRY(take_varint(in));
     if (count > known.size() - gap_contexts.size()) return corruption("more elements changed than there are");
     if (count > 0) scales[c] = LATHE_TRY(take<uint8_t>(in));
     if (scales[c] > kMaxScale) return corruption("a list of changes has an impossible scale");
-    cursors[c] = {.next = gap_contexts.size(), .end = gap_contexts.size() + count};
-    gap_contexts.resize(cursors[c].end, gap_context(scales[c]));
-    number_contexts.resize(cursors[c].end, number_context(c, contexts));
+    lists[c] = {.begin = gap_contexts.size(), .end = gap_contexts.size() + count};
+    gap_contexts.resize(lists[c].end, gap_context(scales[c]));
+    number_contexts.resize(lists[c].end, number_context(c, contexts));
   }
   std::vector<uint8_t> symbols(gap_contexts.size());
-  std::vector<uint32_t> gaps(symbols.size()), numbers(symbols.size());
+  std::vector<uint32_t> gaps(symbols.size());
   BitReader gap_bits(LATHE_TRY(decode_symbols(in, kGapAlphabet, gap_contexts, symbols)));
   for (uint32_t c = 0; c <= contexts; ++c) {
     const uint32_t bits = remainder_bits(scales[c]);
-    for (size_t i = cursors[c].next; i < cursors[c].end; ++i) {
+    for (size_t i = lists[c].begin; i < lists[c].end; ++i) {
       const uint64_t quotient = number_of(symbols[i], gap_bits.get(extra_bits(symbols[i])));
       const uint64_t gap = quotient << bits | gap_bits.get(bits);
       if (gap >= known.size()) return corruption("a change lies behind the last element");
@@ -146,37 +158,13 @@ Status decode_changes(std::span<const std::byte>& in, std::span<const uint8_t> k
     }
   }
   BitReader number_bits(LATHE_TRY(decode_symbols(in, alphabet, number_contexts, symbols)));
+  changes.resize(symbols.size());
   for (size_t i = 0; i < symbols.size(); ++i)
-    numbers[i] = number_of(symbols[i], number_bits.get(extra_bits(symbols[i]))) + 1;
+    changes[i].number = number_of(symbols[i], number_bits.get(extra_bits(symbols[i]))) + 1;
   if (!gap_bits.exact() || !number_bits.exact()) return corruption("the changes do not end where they should");
-
-  constexpr uint32_t kNever = ~0U;       // more than there are elements
-  std::array<uint32_t, kContexts> left;  // unchanged elements before the next change, per context
-  left.fill(kNever);
-  for (uint32_t c = 0; c < contexts; ++c) {
-    if (cursors[c].next < cursors[c].end) left[c] = gaps[cursors[c].next];
-  }
-  changes.clear();
-  changes.reserve(symbols.size());
-  Cursor& crossed = cursors[contexts];
-  size_t i = 0;
-  while (true) {
-    const bool last = crossed.next == crossed.end;
-    const size_t stop = last ? known.size() : i + gaps[crossed.next];
-    if (stop > known.size() || (!last && stop == known.size()))
-      return corruption("a change lies behind the last element");
-    for (; i < stop; ++i) {
-      const uint8_t c = known[i];
-      if (left[c]-- != 0) [[likely]]
-        continue;
-      Cursor& cursor = cursors[c];
-      changes.push_back({.element = static_cast<uint32_t>(i), .number = numbers[cursor.next]});
-      left[c] = ++cursor.next < cursor.end ? gaps[cursor.next] : kNever;
-    }
-    if (last) break;
-    changes.push_back({.element = static_cast<uint32_t>(i++), .number = numbers[crossed.next++]});
-  }
-  if (changes.size() != symbols.size()) return corruption("a change lies behind the last element");
+  std::vector<uint32_t> elements;
+  LATHE_TRY(place_changes(lists, gaps, known, elements));
+  for (size_t i = 0; i < elements.size(); ++i) changes[i].element = elements[i];
   return {};
 }
 

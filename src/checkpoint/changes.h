@@ -29,8 +29,8 @@ void encode_changes(std::span<const Change> changes, std::span<const uint8_t> be
                     uint32_t contexts, SymbolEncoder& encoder, std::vector<std::byte>& out);
 
 // Reads what encode_changes wrote from the front of `in`, which moves on. `known` are the contexts on the side that the
-// reader has. Numbers have symbols below `alphabet`.
-Status decode_changes(std::span<const std::byte>& in, std::span<const uint8_t> known, uint32_t contexts,
-                      uint32_t alphabet, std::vector<Change>& changes);
+// reader has, and are used up. Numbers have symbols below `alphabet`. The changes come list by list, ascending in each.
+Status decode_changes(std::span<const std::byte>& in, std::span<uint8_t> known, uint32_t contexts, uint32_t alphabet,
+                      std::vector<Change>& changes);
 
 }  // namespace lathe::checkpoint

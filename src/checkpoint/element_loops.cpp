@@ -52,12 +52,8 @@ template <class Element>
 template <class Element>
 [[gnu::always_inline]] inline void step_loop(const std::byte* known, const uint32_t* __restrict numbers, size_t count,
                                              bool back, std::byte* __restrict out) {
-  using Bits = typename Element::Bits;
-  const auto flip = static_cast<Bits>(back ? -1 : 0);  // (x ^ -1) + 1 is -x; a product of two Bits may overflow an int
-  for (size_t i = 0; i < count; ++i) {
-    const auto step = static_cast<Bits>((unzigzag(static_cast<Bits>(numbers[i])) ^ flip) + (back ? 1 : 0));
-    store(out, i, Element::from_ordinal(static_cast<Bits>(Element::ordinal(load<Bits>(known, i)) + step)));
-  }
+  for (size_t i = 0; i < count; ++i)
+    store(out, i, stepped<Element>(load<typename Element::Bits>(known, i), numbers[i], back));
 }
 
 }  // namespace

@@ -34,6 +34,15 @@ LATHE_ELEMENT_LOOPS(Float16)
 LATHE_ELEMENT_LOOPS(Float32)
 #undef LATHE_ELEMENT_LOOPS
 
+// The number that lies `number` (zigzagged) steps from `known`, or that many back.
+template <class Element>
+[[gnu::always_inline]] inline typename Element::Bits stepped(typename Element::Bits known, uint32_t number, bool back) {
+  using Bits = typename Element::Bits;
+  const auto flip = static_cast<Bits>(back ? -1 : 0);  // (x ^ -1) + 1 is -x; a product of two Bits may overflow an int
+  const auto step = static_cast<Bits>((unzigzag(static_cast<Bits>(number)) ^ flip) + (back ? 1 : 0));
+  return Element::from_ordinal(static_cast<Bits>(Element::ordinal(known) + step));
+}
+
 // The nearest number of another context: how many steps away, at least 1, and whether it is the larger one.
 struct Edge {
   uint32_t distance = 0;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "checkpoint/bit_ranks.h"
 #include "checkpoint/bytes.h"
 #include "checkpoint/context_choice.h"
 #include "checkpoint/element_loops.h"
@@ -156,19 +157,19 @@ uint32_t TileCodec::step_number(const std::byte* before, const std::byte* after,
 template <class Element>
 void TileCodec::encode_sparse(const std::byte* before, const std::byte* after, ContextRange range,
                               std::vector<std::byte>& payload) {
-  changes_.clear();
-  for (const Run& run : runs_) {
-    const uint8_t* symbols = &symbols_[run.coded];
-    for (size_t i = 0; i < run.size;) {
-      if (i + sizeof(uint64_t) <= run.size && load<uint64_t>(reinterpret_cast<const std::byte*>(symbols + i), 0) == 0) {
-        i += sizeof(uint64_t);
-        continue;
-      }
-      for (const size_t end = std::min(run.size, i + sizeof(uint64_t)); i < end; ++i) {
-        if (symbols[i] == 0) continue;
-        changes_.push_back({.element = static_cast<uint32_t>(run.coded + i),
-                            .number = step_number<Element>(before, after, run.first + i)});
-      }
+  unchanged_.resize(words_for(coded_));
+  equal_bits(std::span(symbols_).first(coded_), 0, unchanged_.data());
+  changes_.resize(changed_);
+  Change* change = changes_.data();
+  auto run = runs_.begin();
+  for (size_t word = 0; word < unchanged_.size(); ++word) {
+    const size_t bits = std::min<size_t>(64, coded_ - 64 * word);
+    for (uint64_t left = ~unchanged_[word] & (~uint64_t{0} >> (64 - bits)); left != 0; left &= left - 1) {
+      const size_t i = 64 * word + static_cast<size_t>(std::countr_zero(left));
+      while (i >= run->coded + run->size) ++run;
+      const uint32_t symbol = symbols_[i];
+      *change++ = {.element = static_cast<uint32_t>(i),
+                   .number = symbol < 16 ? symbol : step_number<Element>(before, after, run->first + i - run->coded)};
     }
   }
   encode_changes(changes_, contexts_, Element::kFloat ? new_contexts_ : contexts_, range.last + 1, encoder_, payload);
@@ -444,11 +445,13 @@ Status TileCodec::decode_sparse(Direction direction, std::span<const std::byte> 
                                 std::span<const std::byte>& payload, std::byte* out) {
   LATHE_TRY(decode_changes(payload, contexts_, range.last + 1, kAlphabet<Element>, changes_));
   std::memcpy(out, known.data(), known.size());
+  const bool back = direction == Direction::kBackward;
   auto run = runs_.begin();
   for (const Change& change : changes_) {
+    if (change.element < run->coded) run = runs_.begin();  // the next list
     while (change.element >= run->coded + run->size) ++run;
-    const size_t offset = (run->first + change.element - run->coded) * sizeof(typename Element::Bits);
-    step_from(Element(), known.data() + offset, &change.number, 1, direction == Direction::kBackward, out + offset);
+    const size_t i = run->first + change.element - run->coded;
+    store(out, i, stepped<Element>(load<typename Element::Bits>(known.data(), i), change.number, back));
   }
   return {};
 }

@@ -106,6 +106,7 @@ class TileCodec {
   size_t changed_ = 0;                       // of these, how many have a step
   std::vector<uint8_t> symbols_, contexts_;  // per coded element; contexts of the values before, or of those known
   std::vector<uint8_t> new_contexts_;        // of the values after
+  std::vector<uint64_t> unchanged_;          // a bit per coded element
   std::vector<Change> changes_;
   std::vector<uint8_t> table_;  // per magnitude of a 16-bit type: is it a candidate, and how far
   size_t candidate_count_ = 0;

@@ -1,0 +1,29 @@
+// Lists of elements among those of one kind, as gaps: how many of the kind lie between two of the list.
+//
+// Elements of a kind are bits, 64 to a word, so that a gap is passed by counting bits instead of looking at elements.
+// Compiled for several instruction sets.
+// Threads: pure functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace lathe::checkpoint {
+
+constexpr size_t words_for(size_t bits) {
+  return (bits + 63) / 64;
+}
+
+// Bit i of the words, which are words_for(values.size()), tells whether values[i] is `wanted`; bits behind are 0.
+void equal_bits(std::span<const uint8_t> values, uint8_t wanted, uint64_t* words);
+
+// gaps[k] of elements[k], which ascend: the bits set in both `kind` and `counted` between the element before (or the
+// begin) and it.
+void gaps_of(const uint64_t* kind, const uint64_t* counted, std::span<const uint32_t> elements, uint32_t* gaps);
+
+// The other way, where all of the kind count but the elements themselves, which are of it. Returns how many there are:
+// fewer than gaps if the kind ends before.
+size_t place(std::span<const uint64_t> kind, std::span<const uint32_t> gaps, uint32_t* elements);
+
+}  // namespace lathe::checkpoint
