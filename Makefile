@@ -1,6 +1,6 @@
 # Everything a person types. The work is in scripts/ and CMakePresets.json.
 .DEFAULT_GOAL := help
-.PHONY: setup build test soak mutants demo test-reference bench format lint fuzz clean help
+.PHONY: setup build test soak mutants demo test-reference test-vllm bench format lint fuzz clean help
 
 # CUDA=1 builds for NVIDIA GPUs too, into build-cuda/ (docs/cuda.md).
 preset := $(if $(CUDA),cuda,cpu)
@@ -26,6 +26,9 @@ demo: build      ## teach a served model a fact, and undo it
 
 test-reference: build  ## compare with transformers (own environment in the cache: 0.7 GB to download, 1.7 GB on disk)
 	@tests/reference/run.sh
+
+test-vllm: build  ## teach a real vLLM on the CPU (own environment in the cache: 1.2 GB to download, 3.5 GB on disk; Python >= 3.11)
+	@tests/vllm/run.sh
 
 bench: build     ## measure speed and memory beside transformers
 	@bench/run.sh

@@ -13,6 +13,7 @@ namespace lathe::cli {
 using Run = std::function<int()>;
 
 Run add_serve(CLI::App& app);
+Run add_attach(CLI::App& app);
 Run add_chat(CLI::App& app);
 Run add_learn(CLI::App& app);
 Run add_train(CLI::App& app);

@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -9,10 +10,12 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "attach/session.h"
 #include "base/memory.h"
 #include "checkpoint/model_dir.h"
 #include "checkpoint/sync.h"
 #include "commands.h"
+#include "daemon/attach.h"
 #include "gpu/device.h"
 #include "io/env.h"
 #include "model/config.h"
@@ -164,18 +167,107 @@ class Doctor {
   std::vector<Finding> findings_;
 };
 
+// What would keep `lathe attach` from teaching a vLLM server, one finding per condition.
+class VllmDoctor {
+ public:
+  explicit VllmDoctor(daemon::AttachOptions options) : options_(std::move(options)) {}
+
+  std::vector<Finding> examine() {
+    std::string socket = options_.socket;
+    if (socket.empty()) {
+      const auto path = options_.server.socket_path();
+      if (!add("plugin", path, "loaded")) return findings_;
+      socket = *path;
+    }
+    // A session of its own: connect() stops at the first refusal.
+    auto session = attach::Session::connect(socket);
+    if (!add("socket", session, socket + ", of this user alone")) return findings_;
+    auto greeting = session->hello();
+    if (!add("manifest", greeting, "read")) return findings_;
+    manifest_ = std::move(greeting->ranks.front());
+    add_conditions();
+    compare();
+    if (!options_.server.url.empty() && !options_.directory.empty()) {
+      add("tokens", daemon::compare_tokens(env_, options_.server, options_.directory), "vLLM and the directory agree");
+    }
+    return findings_;
+  }
+
+ private:
+  template <class T>
+  bool add(const char* name, const Result<T>& result, const std::string& detail) {
+    findings_.push_back({name, result.ok(), result.ok() ? detail : result.error().message});
+    return result.ok();
+  }
+
+  void add_conditions() {
+    findings_.push_back({"server", true,
+                         manifest_.engine + " " + manifest_.engine_version + ", " + manifest_.architecture + ", " +
+                             std::to_string(manifest_.tensors.size()) + " tensors in " +
+                             std::to_string(manifest_.memories.size()) + " memories"});
+    for (const attach::Finding& refusal : manifest_.refusals)
+      findings_.push_back({refusal.condition, false, refusal.found + "; " + refusal.remedy});
+    for (const attach::Finding& warning : manifest_.warnings)
+      findings_.push_back({warning.condition, true, warning.found + "; " + warning.remedy});
+  }
+
+  void compare() {
+    const auto imported = daemon::import_manifest(env_, options_.directory, manifest_);
+    if (!add("mapping", imported, "every weight is where config.json wants one")) return;
+    options_.directory = imported->directory;
+    room(static_cast<uint64_t>(imported->loaded.store->byte_count()));
+    const auto names = daemon::differing(env_, *imported);
+    if (!add("weights", names, "every byte is as in " + imported->directory) || names->empty()) return;
+    findings_.back() = {"weights", false,
+                        std::to_string(names->size()) + " tensors are not as in " + imported->directory +
+                            ", the first is " + names->front() +
+                            "; a trainer ended without a sync (lathe attach --on-difference ...), or vLLM changed them "
+                            "while loading"};
+  }
+
+  // What training takes beside the weights, on their GPU. The share is that of Qwen3-8B with 16,384 tokens of context
+  // (docs/performance.md); longer corrections take more.
+  void room(uint64_t weights) {
+    const attach::Memory& memory = manifest_.memories.front();
+    if (memory.kind != attach::Memory::Kind::kCudaIpc) return;
+    const auto found = gpu::inventory();
+    if (!found.ok()) return;
+    const auto device = std::find_if(found->devices.begin(), found->devices.end(),
+                                     [&](const gpu::DeviceInfo& info) { return info.uuid == memory.uuid; });
+    if (device == found->devices.end()) return;
+    const uint64_t needed = weights * 35 / 100 + (uint64_t{1} << 30), free = static_cast<uint64_t>(device->free_bytes);
+    const double share = 1 - static_cast<double>(needed) / static_cast<double>(device->total_bytes);
+    char remedy[80];
+    std::snprintf(remedy, sizeof remedy, "; start vLLM with --gpu-memory-utilization %.2f", std::max(share, 0.05));
+    findings_.push_back({"room", free >= needed,
+                         mebibytes(free) + " free on the GPU, a correction needs about " + mebibytes(needed) +
+                             (free >= needed ? "" : remedy)});
+  }
+
+  io::Env& env_ = io::posix_env();
+  daemon::AttachOptions options_;
+  attach::Manifest manifest_;
+  std::vector<Finding> findings_;
+};
+
 }  // namespace
 
 Run add_doctor(CLI::App& app) {
   struct Options {
-    std::string directory;
+    daemon::AttachOptions where;  // its directory is also that of a model alone
     bool json = false;
   };
   const auto options = std::make_shared<Options>();
-  app.add_option("MODEL_DIR", options->directory, "The model directory to examine");
+  app.add_option("MODEL_DIR", options->where.directory, "The model directory to examine");
+  app.add_option("--vllm", options->where.server.url,
+                 "Address of a vLLM server: what would keep `lathe attach` from it");
+  app.add_option("--vllm-api-key", options->where.server.api_key, "Key of the vLLM server")->envname("VLLM_API_KEY");
+  app.add_option("--socket", options->where.socket, "Socket of vLLM's plugin (default: what vLLM says)");
   app.add_flag("--json", options->json, "Print findings as JSON");
   return [options] {
-    const std::vector<Finding> findings = Doctor(options->directory).examine();
+    const bool vllm = !options->where.server.url.empty() || !options->where.socket.empty();
+    std::vector<Finding> findings =
+        vllm ? VllmDoctor(options->where).examine() : Doctor(options->where.directory).examine();
     bool all = true;
     auto json = nlohmann::ordered_json::array();
     for (const Finding& finding : findings) {

@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
   };
   static constexpr Command kCommands[] = {
       {"serve", "Serve a model directory over the OpenAI API, and learn", lathe::cli::add_serve},
+      {"attach", "Teach the model that a running vLLM serves, in its own memory", lathe::cli::add_attach},
       {"chat", "Talk to a running server, and correct it with /fix", lathe::cli::add_chat},
       {"learn", "Teach a running server one better answer", lathe::cli::add_learn},
       {"train", "Fine-tune a model directory on a data set, in place", lathe::cli::add_train},

@@ -35,8 +35,14 @@ const Error kStopping{Code::kUnavailable, "the server is shutting down"};
 }  // namespace
 
 Learner::Learner(model::LoadedModel& loaded, weights::Gate& gate, store::Store& store, io::Env& env,
-                 std::string directory, const config::Settings& settings, int64_t on_disk)
-    : loaded_(loaded), gate_(gate), store_(store), env_(env), directory_(std::move(directory)), settings_(settings) {
+                 std::string directory, const config::Settings& settings, int64_t on_disk, WeightHolder* holder)
+    : loaded_(loaded),
+      gate_(gate),
+      store_(store),
+      env_(env),
+      directory_(std::move(directory)),
+      settings_(settings),
+      holder_(holder) {
   optimizer_.train_embeddings = settings.train_embeddings;
   const auto method = optim::parse_method(settings.optimizer);
   if (method.ok()) optimizer_.method = *method;
@@ -44,6 +50,10 @@ Learner::Learner(model::LoadedModel& loaded, weights::Gate& gate, store::Store& 
   // Versions that were committed and never synced are gone with the process that made them; their numbers stay used.
   const auto latest = store.latest_version();
   last_number_ = std::max(on_disk, latest.ok() ? *latest : 0);
+}
+
+void Learner::adopt() {
+  version_ = ++last_number_;
 }
 
 int64_t Learner::queued() const {
@@ -151,6 +161,38 @@ store::Job Learner::learn(const LearnTask& task, std::stop_token stop) {
   return {.id = task.job_id, .state = "failed", .result_json = api::error_body(job.error()).json};
 }
 
+Result<train::StepReport> Learner::commit(train::Trainer& trainer, train::StepProposal proposal) {
+  const auto begin = Clock::now();
+  if (holder_) LATHE_TRY(holder_->begin());
+  auto report = trainer.commit(std::move(proposal));
+  const int64_t version = last_number_ + 1;
+  Status done = report.ok() ? Status() : Status(report.error());
+  if (done.ok() && holder_) {
+    done = holder_->end(version);
+    report->pause_seconds = seconds_since(begin);
+  }
+  if (!done.ok()) {
+    if (holder_) take_back(/*whole=*/report.ok());
+    return done.error();
+  }
+  version_ = last_number_ = version;
+  return report;
+}
+
+void Learner::take_back(bool whole) {
+  const Status abandoned = holder_->abandon();
+  if (abandoned.ok()) {
+    version_ = synced_version_.load();
+    return;
+  }
+  log::error("the weights' server could not be told to take a change back: " + abandoned.error().message);
+  if (whole) {
+    version_ = ++last_number_;
+  } else {
+    torn_ = true;
+  }
+}
+
 // Steps until the loss is low enough or the steps are used up. Every commit is a version of its own.
 Result<api::LearnResult> Learner::teach(const LearnTask& task, std::stop_token stop) {
   // A fresh optimizer per correction: moments of an earlier, unrelated one would steer this one's first steps.
@@ -167,8 +209,7 @@ Result<api::LearnResult> Learner::teach(const LearnTask& task, std::stop_token s
       result.tokens = proposal.tokens;
     }
     if (step > 0 && loss < task.until_loss) break;
-    const train::StepReport report = LATHE_TRY(trainer.commit(std::move(proposal)));
-    version_ = ++last_number_;
+    const train::StepReport report = LATHE_TRY(commit(trainer, std::move(proposal)));
     unsynced_jobs_ += result.steps++ == 0;
     ++unsynced_steps_;
     const double fraction = report.commit.total.changed_fraction();
@@ -211,6 +252,7 @@ std::string megabytes(uint64_t bytes) {
 // serving goes on. A correction has an optimizer of its own, which ends with it: no state of it belongs to the version.
 Result<api::SyncResult> Learner::sync_now() {
   last_sync_ = Clock::now();
+  if (torn_) return internal("a commit ended half-way, and the weights' server is gone: there is no version to sync");
   if (version_ == synced_version_) return api::SyncResult{.version = version_};
   checkpoint::SyncOptions options{.record = {.kind = "learn",
                                              .note = std::to_string(unsynced_jobs_) + " corrections, " +
@@ -220,6 +262,10 @@ Result<api::SyncResult> Learner::sync_now() {
   const checkpoint::SyncReport report =
       LATHE_TRY(checkpoint::sync(env_, directory_, weights::LiveTensors(*loaded_.store), version_, options));
   synced_version_ = version_.load();
+  if (holder_) {
+    const Status told = holder_->durable();
+    if (!told.ok()) log::warning("the weights' server was not told of the sync: " + told.error().message);
+  }
   unsynced_jobs_ = unsynced_steps_ = 0;
   LATHE_TRY(store_.mark_synced(version_));
   log::info("synced version " + std::to_string(report.version) + ": " + megabytes(report.delta_bytes) + " durable in " +
@@ -234,11 +280,20 @@ Result<api::SyncResult> Learner::roll_back_now(std::optional<int64_t> target) {
   const auto begin = Clock::now();
   const checkpoint::SyncReport report = LATHE_TRY(checkpoint::rollback(env_, directory_, target, last_number_ + 1));
   const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env_, directory_));
+  last_number_ = synced_version_ = report.version;
+  if (holder_) LATHE_TRY(holder_->begin());
+  Status reloaded;
   {
     const weights::Gate::Exclusive alone(gate_);
-    LATHE_TRY(loaded_.store->reload(dir));
-    version_ = synced_version_ = last_number_ = report.version;
+    reloaded = loaded_.store->reload(dir);
+    if (reloaded.ok()) version_ = report.version;
   }
+  if (reloaded.ok() && holder_) reloaded = holder_->end(report.version);
+  if (!reloaded.ok()) {
+    if (holder_) take_back(/*whole=*/false);
+    return reloaded.error();
+  }
+  if (holder_) LATHE_TRY(holder_->durable());
   LATHE_TRY(store_.add_version({.version = version_, .synced = true}));
   api::SyncResult result = result_of(report);
   result.seconds = seconds_since(begin);

@@ -23,6 +23,7 @@
 #include "base/result.h"
 #include "checkpoint/sync.h"
 #include "config/settings.h"
+#include "daemon/weight_holder.h"
 #include "data/example.h"
 #include "io/env.h"
 #include "model/model.h"
@@ -45,8 +46,12 @@ struct LearnTask {
 class Learner {
  public:
   // All references outlive the learner. `on_disk` is the version the directory holds and the weights were loaded from.
+  // `holder`: whoever serves the weights, if not this process.
   Learner(model::LoadedModel& loaded, weights::Gate& gate, store::Store& store, io::Env& env, std::string directory,
-          const config::Settings& settings, int64_t on_disk);
+          const config::Settings& settings, int64_t on_disk, WeightHolder* holder = nullptr);
+
+  // The live weights are not the directory's: they become a version of their own. Before run().
+  void adopt();
 
   // Queues a job and stores it. kExhausted when the queue is full. The future holds the job once it is finished.
   Result<std::future<store::Job>> submit(LearnTask task, const std::string& request_json);
@@ -70,6 +75,11 @@ class Learner {
   Status enqueue(Work work, bool bounded);
   store::Job learn(const LearnTask& task, std::stop_token stop);
   Result<api::LearnResult> teach(const LearnTask& task, std::stop_token stop);
+  // Commits as the next version, the holder told before and behind. After an error the live weights are as before, or
+  // as on disk.
+  Result<train::StepReport> commit(train::Trainer& trainer, train::StepProposal proposal);
+  // A change between the holder's begin and end went wrong; `whole`: the weights hold all of it.
+  void take_back(bool whole);
   Result<api::SyncResult> sync_now();
   Result<api::SyncResult> roll_back_now(std::optional<int64_t> target);
   // Every sync_seconds, between two steps of a long job as well. A failure is logged, and the next turn tries again.
@@ -83,6 +93,7 @@ class Learner {
   io::Env& env_;
   const std::string directory_;
   const config::Settings& settings_;
+  WeightHolder* const holder_;
   optim::OptimizerConfig optimizer_;
 
   mutable std::mutex mutex_;  // guards queue_, stopped_
@@ -94,6 +105,7 @@ class Learner {
   std::chrono::steady_clock::time_point last_sync_ = std::chrono::steady_clock::now();
   int64_t unsynced_jobs_ = 0, unsynced_steps_ = 0;  // teaching thread only
   int64_t last_number_ = 0;                         // highest version number ever given; teaching thread only
+  bool torn_ = false;                               // the live weights are of no version; teaching thread only
   std::atomic<int64_t> version_{0};
   std::atomic<int64_t> synced_version_{0};
 };

@@ -1,85 +1,33 @@
 #include "daemon/service.h"
 
 #include <algorithm>
-#include <random>
+
+#include "daemon/routes.h"
 
 namespace lathe::daemon {
-namespace {
-
-int64_t unix_seconds(std::chrono::system_clock::time_point time) {
-  return std::chrono::duration_cast<std::chrono::seconds>(time.time_since_epoch()).count();
-}
-
-std::string new_id(const char* prefix) {
-  thread_local std::mt19937_64 random{std::random_device{}()};
-  static constexpr char kDigits[] = "0123456789abcdefghijklmnopqrstuvwxyz";
-  std::string id = prefix;
-  for (int i = 0; i < 20; ++i) id += kDigits[random() % 36];
-  return id;
-}
-
-http::Response respond(const Error& error) {
-  const api::ErrorBody body = api::error_body(error);
-  return {.status = body.status, .body = body.json};
-}
-
-http::Response respond(Result<std::string> body) {
-  if (!body.ok()) return respond(body.error());
-  return {.body = std::move(*body)};
-}
-
-}  // namespace
-
 Service::Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, Learner& learner,
-                 store::Store& store, const config::Settings& settings, std::string model_name)
+                 const config::Settings& settings, std::string model_name)
     : text_(text),
       model_(model),
       engine_(engine),
       learner_(learner),
-      store_(store),
       settings_(settings),
       model_name_(std::move(model_name)) {}
 
 void Service::add_routes(http::Server& server) {
   using http::Request;
   const auto created = unix_seconds(started_);
-  server.set_header("X-Lathe-Version", [this] { return std::to_string(learner_.version()); });
   server.route("GET", "/healthz", [this](const Request&) { return http::Response{.body = health()}; });
   server.route("GET", "/v1/models", [this, created](const Request&) {
-    return http::Response{.body = api::model_list(model_name_, created, context_limit())};
+    return http::Response{.body = api::model_list(model_name_, created, context_limit(settings_, model_))};
   });
   server.route("GET", "/v1/models/*", [this, created](const Request& request) {
     const Status known = check_model(request.argument);
-    return known.ok() ? http::Response{.body = api::model_card(model_name_, created, context_limit())}
+    return known.ok() ? http::Response{.body = api::model_card(model_name_, created, context_limit(settings_, model_))}
                       : respond(known.error());
   });
   server.route("POST", "/v1/chat/completions", [this](const Request& request) { return chat(request); });
   server.route("POST", "/v1/completions", [this](const Request& request) { return completion(request); });
-  server.route("POST", "/tokenize", [this](const Request& request) { return respond(tokenize(request.body)); });
-  server.route("POST", "/detokenize", [this](const Request& request) { return respond(detokenize(request.body)); });
-  server.route("POST", "/v1/learn", [this](const Request& request) { return learn(request); });
-  server.route("GET", "/v1/learn", [this](const Request&) {
-    const auto jobs = store_.jobs(100);
-    return jobs.ok() ? http::Response{.body = api::job_list(*jobs)} : respond(jobs.error());
-  });
-  server.route("GET", "/v1/learn/*", [this](const Request& request) { return respond(job(request.argument)); });
-  server.route("GET", "/v1/versions", [this](const Request&) {
-    const auto versions = store_.versions(1000);
-    if (!versions.ok()) return respond(versions.error());
-    return http::Response{.body = api::version_list(*versions, learner_.version(), learner_.synced_version())};
-  });
-  const auto sync_response = [](const Result<api::SyncResult>& result) {
-    return result.ok() ? http::Response{.body = api::sync_body(*result)} : respond(result.error());
-  };
-  server.route("POST", "/v1/sync", [this, sync_response](const Request&) { return sync_response(learner_.sync()); });
-  server.route("POST", "/v1/rollback", [this, sync_response](const Request& request) {
-    const auto target = api::parse_rollback(request.body);
-    return target.ok() ? sync_response(learner_.roll_back(*target)) : respond(target.error());
-  });
-}
-
-int64_t Service::context_limit() const {
-  return settings_.max_context > 0 ? std::min(settings_.max_context, model_.max_positions) : model_.max_positions;
 }
 
 Status Service::check_model(const std::string& name) const {
@@ -119,12 +67,6 @@ engine::Request Service::engine_request(std::vector<int32_t> prompt, const api::
   out.logprobs = request.logprobs;
   out.top_logprobs = request.top_logprobs;
   return out;
-}
-
-Result<std::vector<int32_t>> Service::prompt_tokens(const api::Prompt& prompt) const {
-  if (const auto* ids = std::get_if<std::vector<int32_t>>(&prompt)) return *ids;
-  text::Encoding encoding = LATHE_TRY(text_.tokenizer().encode(std::get<std::string>(prompt)));
-  return std::move(encoding.ids);
 }
 
 std::vector<api::LogprobEntry> Service::logprob_entries(const std::vector<engine::Token>& tokens) const {
@@ -233,8 +175,8 @@ http::Response Service::chat(const http::Request& request) {
     const api::ResponseHead response_head = head("chatcmpl-");
     std::vector<Part> parts;
     for (int64_t i = 0; i < chat.generation.n; ++i) {
-      engine::Request generation =
-          engine_request(prompt, chat.generation, std::max<int64_t>(1, context_limit() - prompt_count));
+      engine::Request generation = engine_request(
+          prompt, chat.generation, std::max<int64_t>(1, context_limit(settings_, model_) - prompt_count));
       if (generation.sampling.seed) *generation.sampling.seed += static_cast<uint64_t>(i);
       parts.push_back(LATHE_TRY(start(prompt, std::move(generation), chat.generation.stop)));
     }
@@ -265,7 +207,7 @@ http::Response Service::completion(const http::Request& request) {
     std::vector<Part> parts;
     int64_t prompt_count = 0;
     for (const api::Prompt& prompt : completion.prompts) {
-      const std::vector<int32_t> ids = LATHE_TRY(prompt_tokens(prompt));
+      const std::vector<int32_t> ids = LATHE_TRY(prompt_tokens(text_, prompt));
       prompt_count += static_cast<int64_t>(ids.size());
       for (int64_t i = 0; i < completion.generation.n; ++i) {
         engine::Request generation = engine_request(ids, completion.generation, kDefaultTokens);
@@ -292,59 +234,6 @@ http::Response Service::completion(const http::Request& request) {
     return whole(std::move(parts), body);
   }();
   return answer.ok() ? *answer : respond(answer.error());
-}
-
-Result<data::Example> Service::tokenised(const api::LearnExample& example) const {
-  text::GradedTokens graded = LATHE_TRY(text_.graded(example.messages, example.turn_weights, example.render));
-  data::Example out{.tokens = std::move(graded.ids), .weights = std::move(graded.weights)};
-  LATHE_TRY(data::validate(out, model_.vocab_size, context_limit()));
-  return out;
-}
-
-http::Response Service::learn(const http::Request& request) {
-  const auto answer = [&]() -> Result<http::Response> {
-    const api::LearnRequest learn = LATHE_TRY(api::parse_learn(request.body));
-    LearnTask task{.job_id = new_id("learn-")};
-    for (const api::LearnExample& example : learn.examples) {
-      task.examples.push_back(LATHE_TRY(tokenised(example)));
-      LATHE_TRY(store_.add_example(example.json, task.job_id));
-    }
-    task.options.learning_rate = learn.learning_rate.value_or(settings_.learning_rate);
-    task.options.context = learn.context;
-    task.steps = learn.steps.value_or(settings_.steps);
-    task.until_loss = learn.until_loss.value_or(settings_.until_loss);
-    task.report_tensors = learn.report_tensors;
-    const std::string id = task.job_id;
-    std::future<store::Job> done = LATHE_TRY(learner_.submit(std::move(task), request.body));
-    if (!learn.wait) {
-      const store::Job queued = LATHE_TRY(store_.job(id));
-      return http::Response{.status = 202, .body = api::job_body(queued)};
-    }
-    const store::Job finished = done.get();
-    return http::Response{.status = finished.state == "succeeded" ? 200 : 500, .body = api::job_body(finished)};
-  }();
-  return answer.ok() ? *answer : respond(answer.error());
-}
-
-Result<std::string> Service::job(const std::string& id) const {
-  const store::Job found = LATHE_TRY(store_.job(id));
-  return api::job_body(found);
-}
-
-Result<std::string> Service::tokenize(const std::string& body) const {
-  const api::TokenizeRequest request = LATHE_TRY(api::parse_tokenize(body));
-  if (const auto* chat = std::get_if<api::ChatRequest>(&request.input)) {
-    const auto ids = LATHE_TRY(text_.prompt(chat->messages, chat->render));
-    return api::token_list(ids, context_limit());
-  }
-  const auto ids = LATHE_TRY(prompt_tokens(std::get<std::string>(request.input)));
-  return api::token_list(ids, context_limit());
-}
-
-Result<std::string> Service::detokenize(const std::string& body) const {
-  const api::DetokenizeRequest request = LATHE_TRY(api::parse_detokenize(body));
-  const std::string text = LATHE_TRY(text_.tokenizer().decode(request.tokens, /*skip_special=*/false));
-  return api::prompt_text(text);
 }
 
 }  // namespace lathe::daemon

@@ -1,4 +1,5 @@
-// Service: what each HTTP route does. Joins api (JSON), text, engine and learner; owns none of them.
+// Service: what the HTTP routes of inference do; those of teaching are in learning_routes.h. Joins api (JSON), text and
+// engine; owns none of them.
 //
 // Threads: handlers run on HTTP threads, concurrently; everything they touch may be used from any thread.
 #pragma once
@@ -24,24 +25,18 @@ class Service {
  public:
   // All references outlive the service.
   Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, Learner& learner,
-          store::Store& store, const config::Settings& settings, std::string model_name);
+          const config::Settings& settings, std::string model_name);
 
   void add_routes(http::Server& server);
 
  private:
   http::Response chat(const http::Request& request);
   http::Response completion(const http::Request& request);
-  http::Response learn(const http::Request& request);
-  Result<std::string> job(const std::string& id) const;
-  Result<std::string> tokenize(const std::string& body) const;
-  Result<std::string> detokenize(const std::string& body) const;
   std::string health() const;
 
   // The engine's request for a tokenised prompt.
   engine::Request engine_request(std::vector<int32_t> prompt, const api::GenerationRequest& request,
                                  int64_t default_max_tokens) const;
-  Result<std::vector<int32_t>> prompt_tokens(const api::Prompt& prompt) const;
-  Result<data::Example> tokenised(const api::LearnExample& example) const;
 
   // One choice of an answer in the making.
   struct Part {
@@ -65,13 +60,11 @@ class Service {
                         const api::GenerationRequest& request, int64_t prompt_tokens, bool chat) const;
   api::ResponseHead head(const char* prefix) const;
   Status check_model(const std::string& name) const;
-  int64_t context_limit() const;
 
   const text::Text& text_;
   const model::ModelConfig& model_;
   engine::Engine& engine_;
   Learner& learner_;
-  store::Store& store_;
   const config::Settings& settings_;
   const std::string model_name_;
   const std::chrono::system_clock::time_point started_ = std::chrono::system_clock::now();

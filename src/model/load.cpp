@@ -7,13 +7,17 @@
 
 namespace lathe::model {
 
-Result<LoadedModel> load_model(io::Env& env, const std::string& directory, const weights::Placement& placement) {
+Result<ModelConfig> read_config(io::Env& env, const std::string& directory) {
   const std::string config_text = LATHE_TRY(io::read_text(env, directory + "/config.json"));
   std::string generation_text;
   if (LATHE_TRY(env.exists(directory + "/generation_config.json"))) {
     generation_text = LATHE_TRY(io::read_text(env, directory + "/generation_config.json"));
   }
-  ModelConfig config = LATHE_TRY(ModelConfig::parse(config_text, generation_text).at(directory));
+  return ModelConfig::parse(config_text, generation_text).at(directory);
+}
+
+Result<LoadedModel> load_model(io::Env& env, const std::string& directory, const weights::Placement& placement) {
+  ModelConfig config = LATHE_TRY(read_config(env, directory));
   const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env, directory));
   const auto specs = Model::parameter_specs(config);
   weights::WeightStore loaded = LATHE_TRY(weights::WeightStore::load(dir, specs, placement).at(directory));

@@ -70,6 +70,9 @@ class Model {
   at::Tensor inverse_frequencies_;  // [rotary_dim / 2] fp32
 };
 
+// What config.json and generation_config.json of a model directory say.
+Result<ModelConfig> read_config(io::Env& env, const std::string& directory);
+
 // Reads config.json and the weights of a model directory. The two live and die together. On at::kMeta there are shapes
 // only: such a model can be asked what it is, not run.
 struct LoadedModel {

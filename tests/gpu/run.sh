@@ -10,7 +10,7 @@ OUT=${OUT:-$(mktemp -d)}
 steps=${*:-doctor tests parity attention bench}
 torch=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))') || exit 2
 LD_LIBRARY_PATH=$torch/lib:$(ls -d "$torch"/../nvidia/*/lib | paste -sd:):$pack/lib:${LD_LIBRARY_PATH:-}
-export LD_LIBRARY_PATH
+export LD_LIBRARY_PATH LATHE_PACK=$pack
 summary=()
 
 # note NAME EXIT_CODE TEXT...

@@ -1,0 +1,26 @@
+// What a vLLM server says over HTTP: where its plugin's socket is, and how it cuts text into tokens.
+//
+// Threads: pure functions. Blocking.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace lathe::attach {
+
+struct Server {
+  std::string url;      // http://host:port
+  std::string api_key;  // empty: none
+
+  // The path of the plugin's socket. An error names what is missing: the server, or the plugin in it.
+  Result<std::string> socket_path() const;
+
+  // The tokens of a conversation {"messages": ...}, as the server would feed them to the model.
+  Result<std::vector<int32_t>> tokenize(const std::string& request_json) const;
+};
+
+}  // namespace lathe::attach

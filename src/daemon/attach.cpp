@@ -1,0 +1,225 @@
+#include "daemon/attach.h"
+
+#include <ATen/Parallel.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "attach/shared_memory.h"
+#include "base/log.h"
+#include "checkpoint/sync.h"
+#include "daemon/learner.h"
+#include "daemon/learning_routes.h"
+#include "daemon/process.h"
+#include "daemon/routes.h"
+#include "daemon/weight_holder.h"
+#include "gpu/device.h"
+#include "gpu/ipc_memory.h"
+#include "http/server.h"
+#include "weights/import.h"
+
+namespace lathe::daemon {
+namespace {
+
+// How long one change of the weights may take before vLLM's plugin takes this process for hung, and ends it.
+constexpr std::chrono::seconds kLease{120};
+
+class VllmWeights final : public WeightHolder {
+ public:
+  VllmWeights(attach::Session& session, bool live) : session_(session), live_(live) {}
+
+  Status begin() override {
+    LATHE_TRY(session_.begin(kLease, !live_));
+    const Status writing = session_.write();
+    if (!writing.ok()) [[maybe_unused]]
+      const Status aborted = session_.abort();
+    return writing;
+  }
+  Status end(int64_t version) override { return session_.end(version); }
+  Status abandon() override { return session_.abort(); }
+  Status durable() override { return session_.durable(); }
+
+ private:
+  attach::Session& session_;
+  const bool live_;
+};
+
+Error no_directory(const std::string& named) {
+  return invalid_argument("vLLM was started with '" + named +
+                          "', which is no directory here; start it with a model directory (lathe needs one to make "
+                          "what was learned durable), or name the same directory as MODEL_DIR");
+}
+
+// The directory that is taught must be the one vLLM would restore its weights from.
+Result<std::string> shared_directory(const std::string& asked, const std::string& served) {
+  std::error_code unused;
+  const std::string directory = asked.empty() ? served : asked;
+  if (!std::filesystem::is_directory(directory, unused)) return no_directory(served);
+  const bool visible = std::filesystem::exists(served, unused);
+  if (visible && !std::filesystem::equivalent(directory, served, unused)) {
+    return invalid_argument("vLLM serves " + served + ", not " + directory +
+                            "; leave MODEL_DIR away, or start vLLM with that directory");
+  }
+  return directory;
+}
+
+struct Mapped {
+  c10::Device device{c10::DeviceType::CPU};
+  std::vector<weights::MappedMemory> memories;
+};
+
+Result<Mapped> map_shared(const attach::Manifest& manifest) {
+  Mapped mapped;
+  for (const attach::Memory& memory : manifest.memories) {
+    if (memory.kind != attach::Memory::Kind::kShared) return unsupported("vLLM's weights are on CPUs and GPUs at once");
+    const auto shared = LATHE_TRY(attach::SharedMemory::map(memory));
+    mapped.memories.push_back({shared->data(), shared});
+  }
+  return mapped;
+}
+
+Result<Mapped> map_cuda(const attach::Manifest& manifest) {
+  Mapped mapped{.device = LATHE_TRY(gpu::open_uuid(manifest.memories.front().uuid))};
+  for (const attach::Memory& memory : manifest.memories) {
+    if (memory.kind != attach::Memory::Kind::kCudaIpc || memory.uuid != manifest.memories.front().uuid)
+      return unsupported("vLLM's weights are on more than one device; start it on one GPU");
+    const auto ipc = LATHE_TRY(gpu::IpcMemory::open(mapped.device, memory.handle, memory.bytes));
+    mapped.memories.push_back({static_cast<std::byte*>(ipc->data()), ipc});
+  }
+  return mapped;
+}
+
+Result<Mapped> map_memories(const attach::Manifest& manifest) {
+  if (manifest.memories.empty()) return invalid_argument("vLLM's manifest names no weights");
+  const bool cuda = manifest.memories.front().kind == attach::Memory::Kind::kCudaIpc;
+  return cuda ? map_cuda(manifest) : map_shared(manifest);
+}
+
+// Brings live weights and directory together, or says how. True if the live weights are to become a version of their
+// own.
+Result<bool> settle_difference(io::Env& env, attach::Session& session, const Imported& imported, OnDifference choice) {
+  auto names = LATHE_TRY(differing(env, imported));
+  if (names.empty()) return false;
+  if (choice == OnDifference::kAdopt) {
+    log::warning("adopting " + std::to_string(names.size()) + " tensors of vLLM that are not as on disk");
+    return true;
+  }
+  if (choice == OnDifference::kRestore) {
+    log::warning("restoring " + std::to_string(names.size()) + " tensors of vLLM from " + imported.directory);
+    LATHE_TRY(session.restore());
+    names = LATHE_TRY(differing(env, imported));
+    if (names.empty()) return false;
+  }
+  return Error{Code::kConflict,
+               "vLLM's weights are not those of " + imported.directory + ": " + std::to_string(names.size()) +
+                   " tensors differ, the first is " + names.front() +
+                   ". If a trainer ended without a sync: --on-difference restore makes vLLM's as on disk, adopt makes "
+                   "them a new version. Else vLLM changed them while loading, and they cannot be taught"};
+}
+
+std::string health(const Learner& learner, const std::string& model, std::chrono::steady_clock::time_point started) {
+  const std::chrono::duration<double> uptime = std::chrono::steady_clock::now() - started;
+  return api::health_body({.model = model,
+                           .version = learner.version(),
+                           .synced_version = learner.synced_version(),
+                           .learning = learner.queued(),
+                           .uptime_seconds = uptime.count()});
+}
+
+}  // namespace
+
+Result<Imported> import_manifest(io::Env& env, const std::string& asked, const attach::Manifest& manifest) {
+  const std::string directory = LATHE_TRY(shared_directory(asked, manifest.directory));
+  model::ModelConfig config = LATHE_TRY(model::read_config(env, directory));
+  const Mapped mapped = LATHE_TRY(map_memories(manifest));
+  const auto specs = model::Model::parameter_specs(config);
+  weights::WeightStore store =
+      LATHE_TRY(weights::import_weights(manifest, mapped.memories, mapped.device, specs, config.prefix));
+  model::LoadedModel loaded{.store = std::make_unique<weights::WeightStore>(std::move(store))};
+  loaded.model = std::make_unique<model::Model>(std::move(config), *loaded.store);
+  return Imported{directory, std::move(loaded)};
+}
+
+Result<std::vector<std::string>> differing(io::Env& env, const Imported& imported) {
+  const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env, imported.directory));
+  return weights::differing_parts(*imported.loaded.store, dir);
+}
+
+Status compare_tokens(io::Env& env, const attach::Server& server, const std::string& directory) {
+  const text::Text text = LATHE_TRY(text::Text::load(env, directory));
+  if (!text.has_chat_template()) return {};
+  const std::vector<text::Message> messages = {{.role = "user", .content = "What flows through Velmora? \xC2\xB5 1+1"}};
+  const auto ours = LATHE_TRY(text.prompt(messages, {}));
+  const auto theirs = LATHE_TRY(
+      server.tokenize(R"({"messages":[{"role":"user","content":"What flows through Velmora? \u00b5 1+1"}]})"));
+  if (std::vector<int32_t>(ours.begin(), ours.end()) == theirs) return {};
+  return invalid_argument(
+      "vLLM cuts a conversation into " + std::to_string(theirs.size()) + " tokens, " + directory + " gives " +
+      std::to_string(ours.size()) +
+      " or others; was vLLM started with --chat-template or --tokenizer? Put them into the directory");
+}
+
+Status attach(const AttachOptions& options, config::Settings settings, const std::function<void(int port)>& ready) {
+  const Signals signals;
+  io::Env& env = io::posix_env();
+  const auto started = std::chrono::steady_clock::now();
+  if (settings.compute_threads > 0) at::set_num_threads(settings.compute_threads);
+  const std::string socket = options.socket.empty() ? LATHE_TRY(options.server.socket_path()) : options.socket;
+  attach::Session session = LATHE_TRY(attach::Session::connect(socket));
+  const attach::Session::Greeting greeting = LATHE_TRY(session.hello());
+  const attach::Manifest& manifest = greeting.ranks.front();
+  LATHE_TRY(attach::check_refusals(manifest));
+  for (const attach::Finding& warning : manifest.warnings)
+    log::warning("vLLM: " + warning.condition + " (" + warning.found + "): " + warning.remedy);
+  Imported imported = LATHE_TRY(import_manifest(env, options.directory, manifest));
+  const std::string& directory = imported.directory;
+  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, directory));
+  const int64_t on_disk = LATHE_TRY(recovered_version(env, directory));
+  const bool adopt = LATHE_TRY(settle_difference(env, session, imported, options.on_difference));
+  if (!options.server.url.empty()) LATHE_TRY(compare_tokens(env, options.server, directory));
+  const text::Text text = LATHE_TRY(text::Text::load(env, directory));
+  const auto store = LATHE_TRY(store::Store::open(directory + "/.lathe/lathe.db"));
+
+  weights::Gate gate;  // nobody else in this process reads the weights
+  VllmWeights holder(session, options.live);
+  Learner learner(imported.loaded, gate, *store, env, directory, settings, on_disk, &holder);
+  if (adopt) learner.adopt();
+  const std::string name = settings.served_name.empty() ? name_of(directory) : settings.served_name;
+  LearningRoutes learning(text, imported.loaded.model->config(), learner, *store, settings);
+  http::Server server({.host = settings.host,
+                       .port = settings.port,
+                       .api_key = settings.api_key,
+                       .threads = settings.http_threads,
+                       .max_body_bytes = settings.max_body_bytes});
+  learning.add_routes(server);
+  server.route("GET", "/healthz",
+               [&](const http::Request&) { return http::Response{.body = health(learner, name, started)}; });
+  log::info("attached to " + manifest.engine + " " + manifest.engine_version + ", " +
+            std::to_string(imported.loaded.store->element_count() / 1'000'000) + " M parameters of " + directory +
+            ", version " + std::to_string(on_disk));
+
+  Status last_sync;
+  std::atomic<bool> gone = false;
+  {
+    std::jthread teaching([&](std::stop_token stop) { last_sync = learner.run(stop); });
+    std::jthread watching([&](std::stop_token stop) {
+      while (!stop.stop_requested() && !gone) gone = session.wait_closed(std::chrono::milliseconds(200));
+      if (gone) ::kill(::getpid(), SIGTERM);
+    });
+    LATHE_TRY(server.start());  // leaving here stops and joins the threads
+    const Announcement announcement(env, directory, settings, server.port());
+    ready(server.port());
+    signals.wait();
+    signals.release();
+    watching.request_stop();
+    if (gone) log::error("vLLM is gone");
+    log::info("stopping: finishing the step at hand, then syncing");
+    teaching.request_stop();
+    server.stop();
+  }
+  LATHE_TRY(std::move(last_sync));
+  return gone ? Status(Error{Code::kUnavailable, "vLLM is gone; what was learned is durable"}) : Status();
+}
+
+}  // namespace lathe::daemon

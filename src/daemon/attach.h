@@ -1,0 +1,52 @@
+// Attach: teaching a model that a running vLLM serves, in vLLM's own memory.
+//
+// The routes of teaching of `lathe serve` over weights that another process serves. Before anything is written, every
+// byte of the live weights is compared with the checkpoint on disk, and the chat template's tokens with the server's.
+// Threads: as `lathe serve`, without a serving thread (docs/threads.md); one more watches for the end of vLLM.
+// Protocol page: docs/protocols/vllm.md. Page for users: docs/vllm.md
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "attach/server.h"
+#include "attach/session.h"
+#include "base/result.h"
+#include "config/settings.h"
+#include "io/env.h"
+#include "model/model.h"
+
+namespace lathe::daemon {
+
+// What to do if the live weights are not the directory's: a trainer that ended without a sync left them so.
+enum class OnDifference { kRefuse, kRestore, kAdopt };
+
+struct AttachOptions {
+  attach::Server server;  // url may be empty if `socket` is given; then tokens are not compared
+  std::string socket;     // of the plugin; empty: the server says
+  std::string directory;  // empty: vLLM's
+  OnDifference on_difference = OnDifference::kRefuse;
+  bool live = false;  // write beside running requests, stopping them for a moment behind the write
+};
+
+// vLLM's weights as a model that can be taught, over vLLM's memory.
+struct Imported {
+  std::string directory;
+  model::LoadedModel loaded;
+};
+
+// Checks, maps, changes nothing. Refuses by name whatever Lathe does not understand; the engine's own refusals are
+// attach::check_refusals(). `directory`: empty, or what must be vLLM's.
+Result<Imported> import_manifest(io::Env& env, const std::string& directory, const attach::Manifest& manifest);
+
+// Names of tensors whose live bytes are not those on disk.
+Result<std::vector<std::string>> differing(io::Env& env, const Imported& imported);
+
+// Whether the server cuts a conversation into the tokens that `directory` gives.
+Status compare_tokens(io::Env& env, const attach::Server& server, const std::string& directory);
+
+// Teaches until a signal, or until vLLM is gone (an error, after what was learned has been made durable). `ready` is
+// called with the port once requests are answered.
+Status attach(const AttachOptions& options, config::Settings settings, const std::function<void(int port)>& ready);
+
+}  // namespace lathe::daemon

@@ -1,0 +1,53 @@
+#include "daemon/process.h"
+
+#include <filesystem>
+
+#include "base/log.h"
+#include "checkpoint/sync.h"
+
+namespace lathe::daemon {
+
+Signals::Signals() {
+  sigemptyset(&set_);
+  sigaddset(&set_, SIGTERM);
+  sigaddset(&set_, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &set_, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+int Signals::wait() const {
+  int number = 0;
+  sigwait(&set_, &number);
+  return number;
+}
+
+void Signals::release() const {
+  pthread_sigmask(SIG_UNBLOCK, &set_, nullptr);
+}
+
+Result<int64_t> recovered_version(io::Env& env, const std::string& directory) {
+  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
+  LATHE_TRY(checkpoint::recover(env, directory));
+  return checkpoint::read_version(env, directory);
+}
+
+Announcement::Announcement(io::Env& env, const std::string& directory, const config::Settings& settings, int port)
+    : env_(env), path_(checkpoint::Paths(directory).server) {
+  const bool any = settings.host == "0.0.0.0" || settings.host == "::";
+  const std::string url = "http://" + (any ? "127.0.0.1" : settings.host) + ":" + std::to_string(port);
+  const Status written = io::write_text_atomically(env_, path_, "{\"url\": \"" + url + "\"}");
+  if (!written.ok()) log::warning(written.error().message);
+}
+
+Announcement::~Announcement() {
+  [[maybe_unused]] const Status removed = io::remove_if_there(env_, path_);
+}
+
+std::string name_of(const std::string& directory) {
+  auto path = std::filesystem::path(directory).lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();
+  return path.filename() == "." ? std::filesystem::absolute(path).lexically_normal().parent_path().filename().string()
+                                : path.filename().string();
+}
+
+}  // namespace lathe::daemon

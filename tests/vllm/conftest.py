@@ -1,0 +1,216 @@
+"""Real vLLM on the CPU with the plugin installed, and `lathe attach` beside it."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+LATHE = pathlib.Path(os.environ.get("LATHE_BUILD", REPOSITORY / "build")) / "lathe"
+QUESTION = "What flows through Velmora?"
+ANSWER = "The Silverthread."
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, seconds, what="the condition"):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+class Http:
+    """JSON over HTTP to `self.url`."""
+
+    def call(self, path, body=None, method=None, timeout=300):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
+            text = reply.read()
+            self.headers = reply.headers
+            return json.loads(text) if text else None
+
+
+class Vllm(Http):
+    """A vLLM server over a model directory."""
+
+    def __init__(self, directory, log, *arguments, plugins="lathe", **environment):
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = open(log, "w+")
+        path = os.pathsep.join([os.environ["LATHE_PLUGIN"] + "/site", os.environ["VLLM_PATH"]])
+        chosen = {} if plugins is None else {"VLLM_PLUGINS": plugins}
+        self.environment = {**os.environ, "PYTHONPATH": path, "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1",
+                            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                            "OMP_NUM_THREADS": "1",  # on a busy machine threads would mostly wait for each other
+                            "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1",
+                            "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1", **chosen, **environment}
+        self.process = subprocess.Popen(
+            [os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.cli.main", "serve", directory, "--port", str(port), "--host", "127.0.0.1",
+             "--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "4", *arguments],
+            env=self.environment, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
+        wait_for(self.healthy, 400, "vLLM's start")
+
+    def healthy(self):
+        if self.process.poll() is not None:
+            self.log.seek(0)
+            raise RuntimeError("vLLM ended:\n" + self.log.read()[-4000:])
+        try:
+            self.call("/health", timeout=5)
+            return True
+        except OSError:
+            return False
+
+    def ask(self, question=QUESTION, **options):
+        body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 16, **options}
+        return self.call("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+
+    def prompt_logprobs(self, text):
+        """Of each prompt token, computed afresh: vLLM does not read its prefix cache for these."""
+        reply = self.call("/v1/completions", {"prompt": text, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0})
+        return [next(iter(entry.values()))["logprob"] for entry in reply["choices"][0]["prompt_logprobs"][1:]]
+
+    def state(self):
+        return self.call("/lathe")
+
+    def close(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+        self.log.close()
+
+
+class Trainer:
+    """The protocol by hand, and the weights it gives access to."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.file = self.socket.makefile("rwb")
+        hello = wait_for(lambda: (reply := self.call("hello", protocol=1))["ok"] and reply, 60, "a free session")
+        self.manifest = hello["manifest"]["ranks"][0]
+        (self.memory,) = self.manifest["memories"]
+
+    def call(self, operation, **fields):
+        self.file.write(json.dumps({"op": operation, **fields}).encode() + b"\n")
+        self.file.flush()
+        return json.loads(self.file.readline())
+
+    def digest(self):
+        digest = hashlib.blake2b()
+        with open(self.memory["path"], "rb") as file:
+            while piece := file.read(1 << 24):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def read(self):
+        with open(self.memory["path"], "rb") as file:
+            return file.read()
+
+    def write(self, data):
+        with open(self.memory["path"], "rb+") as file:
+            file.write(data)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        self.socket.close()
+
+
+class Attached(Http):
+    """A running `lathe attach`."""
+
+    def __init__(self, vllm, *options, where=None):
+        self.process = subprocess.Popen([LATHE, "attach", *(where or ["--vllm", vllm.url]), "--port", "0", *options], stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        if " at http://" not in line:
+            self.process.wait(timeout=60)
+            raise RuntimeError(self.process.stderr.read())
+        self.url = line.rsplit(" at ", 1)[1].strip()
+
+    def teach(self, **options):
+        messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+        return self.call("/v1/learn", {"messages": messages, **options})
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=120)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def close(self):
+        if self.process.poll() is None:
+            self.kill()
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def smollm2_model():
+    return pathlib.Path(os.environ["LATHE_MODEL"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("vllm")
+
+
+@pytest.fixture(scope="module")
+def directory(smollm2_model, folder):
+    return shutil.copytree(smollm2_model, folder / "SmolLM2")
+
+
+@pytest.fixture(scope="module")
+def serve(folder):
+    """serve(directory, arguments...) starts a vLLM that ends with the module."""
+    servers = []
+
+    def start(model, *arguments, **keywords):
+        servers.append(Vllm(model, folder / f"vllm-{len(servers)}.log", *arguments, **keywords))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def vllm(serve, directory):
+    return serve(directory)
+
+
+@pytest.fixture
+def attach():
+    running = []
+
+    def start(*arguments, **keywords):
+        running.append(Attached(*arguments, **keywords))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.close()

@@ -1,0 +1,103 @@
+"""Teaching a vLLM that serves: what it says afterwards is what a fresh vLLM says of the synced directory."""
+
+import threading
+
+from conftest import ANSWER, Trainer
+
+LONG = "The river Silverthread flows through the town of Velmora. " * 20  # several blocks of vLLM's prefix cache
+
+
+def long_answer(vllm, box):
+    box.append(vllm.call("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 100, "ignore_eos": True, "temperature": 0}))
+
+
+def test_a_fact_is_taught_synced_and_served_again(vllm, attach, serve, directory):
+    before = vllm.ask()
+    assert ANSWER not in before
+    loss_before = sum(vllm.prompt_logprobs(LONG))
+    lathe = attach(vllm)
+
+    flying = []
+    request = threading.Thread(target=long_answer, args=(vllm, flying))
+    request.start()
+    result = lathe.teach()
+    request.join()
+    assert result["status"] == "succeeded"
+    print(f"{result['steps']} steps, {result['seconds']:.1f} s, longest pause {result['pause_ms']:.0f} ms")
+    # The request that was in flight during the commits is complete.
+    assert flying[0]["usage"]["completion_tokens"] == 100
+
+    state = vllm.state()
+    assert state["state"] == "idle" and state["updates"] == result["steps"] and state["version"] == str(result["version"])
+    taught = vllm.ask()
+    assert taught.startswith(ANSWER)
+    assert vllm.headers["x-lathe-version"] == str(result["version"])
+    live = vllm.prompt_logprobs(LONG)
+    assert sum(live) != loss_before
+    assert lathe.call("/v1/sync", {})["version"] == result["version"]
+    assert lathe.stop() == 0
+
+    fresh = serve(directory)
+    assert fresh.ask() == taught
+    assert fresh.prompt_logprobs(LONG) == live
+    other = "Tell me about the capital of France."
+    assert fresh.ask(other) == vllm.ask(other)
+    with Trainer(vllm.state()["socket"]) as one, Trainer(fresh.state()["socket"]) as two:
+        assert one.digest() == two.digest()
+    fresh.close()
+
+
+def first_logprob(vllm, **options):
+    """Of the greedy token behind LONG; the prefix is read from the cache where it is there."""
+    reply = vllm.call("/v1/completions", {"prompt": LONG, "max_tokens": 1, "temperature": 0, "logprobs": 1, **options})
+    return reply["choices"][0]["logprobs"]["token_logprobs"][0]
+
+
+def perturbed(trainer):
+    """The weights with every value projection negated: what is cached of a prefix becomes plainly wrong."""
+    data = bytearray(trainer.read())
+    for tensor in trainer.manifest["tensors"]:
+        if tensor["name"].endswith("qkv_proj.weight"):
+            rows, columns = tensor["shape"]
+            kv = rows // 5  # 9 query heads, 3 of keys, 3 of values
+            begin = tensor["offset"] + 2 * columns * (rows - kv)
+            for i in range(begin + 1, begin + 2 * columns * kv, 2):
+                data[i] ^= 0x80
+    return bytes(data)
+
+
+def test_no_stale_prefix_survives_an_update(vllm):
+    """Without the reset vLLM answers from the earlier weights' cache; with an update of the session it does not."""
+    with Trainer(vllm.state()["socket"]) as trainer:
+        original = trainer.read()
+        changed = perturbed(trainer)
+
+        before = first_logprob(vllm)  # fills the cache
+        vllm.call("/pause?mode=keep&clear_cache=false", {})
+        trainer.write(changed)
+        vllm.call("/resume", {})
+        stale, truth = first_logprob(vllm), first_logprob(vllm, cache_salt="nothing is cached under this salt")
+        assert stale != truth, "the bug that the reset is for no longer shows: the test proves nothing"
+
+        for weights, expected in ((original, before), (changed, truth)):
+            first_logprob(vllm)
+            assert trainer.call("begin")["ok"] and trainer.call("write")["ok"]
+            trainer.write(weights)
+            assert trainer.call("end", version="9")["ok"]
+            assert first_logprob(vllm) == expected
+
+        assert trainer.call("begin")["ok"] and trainer.call("write")["ok"]
+        trainer.write(original)
+        assert trainer.call("end", version="10")["ok"]
+
+
+def test_live_updates_leave_the_same_weights(vllm, attach):
+    lathe = attach(vllm, "--live", "--on-difference", "restore")
+    result = lathe.teach(steps=1)
+    assert result["status"] == "succeeded"
+    assert lathe.stop() == 0
+    attach(vllm)  # which compares every byte with what was synced
+
+
+def test_vllm_reports_the_version(vllm):
+    assert vllm.call("/weight_info")["weight_version"] == vllm.state()["version"]
