@@ -2,6 +2,9 @@
 // from bf16 factors of 96 graded tokens, and the rounding kernel alone.
 //
 // usage: optimizer_bench [TOKENS [METHOD]]
+//        optimizer_bench norms      what a product of the T x T matrices costs beside one of the tiles of G: kFp32Cost
+//        of
+//                                   optim/part_gradient.cpp
 // Prints one JSON line per case. `share_of_copy` is the rate at which a pass reads and writes the weights, 4 bytes per
 // bf16 weight, over the rate at which this machine copies memory in the same process.
 #include <ATen/ATen.h>
@@ -12,14 +15,16 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <string_view>
 
 #include "optim/optimizer.h"
+#include "optim/part_gradient.h"
 
 namespace lathe {
 namespace {
 
 constexpr int64_t kHidden = 576, kKeyValue = 192, kFeedForward = 1536, kVocabulary = 49152, kLayers = 30;
-constexpr int kRepeats = 5;
+constexpr int kRepeats = 9;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -114,12 +119,35 @@ void step_case(const weights::WeightStore& store, optim::Method method, int64_t 
   std::fflush(stdout);
 }
 
+// Both ways to a gradient's norm, and what a product costs in the first, in products of the second: widening, sums and
+// all. The two ways cost the same at that price.
+void norms_case() {
+  const weights::WeightStore store = make_store();
+  for (const int64_t tokens : {32, 64, 96, 128, 192, 256}) {
+    const auto gradients = make_gradients(store, tokens);
+    double gram = 0, tiles = 0, gram_products = 0, tile_products = 0;
+    for (const char* name : {"0.qkv", "0.o", "0.gate_up", "0.down"}) {
+      const weights::Parameter& parameter = store.parameter(name);
+      const optim::ParameterGradient whole = optim::gather(gradients.matrices[parameter.id], parameter);
+      const optim::PartGradient part(whole, parameter.parts[0], optim::OptimizerConfig().tile_elements);
+      const auto a = static_cast<double>(part.rows().rows()), b = static_cast<double>(part.rows().columns()),
+                 t = static_cast<double>(tokens);
+      gram += best([&] { part.norms_by_gram(/*channels=*/false); });
+      tiles += best([&] { part.norms_by_tiles(/*channels=*/false); });
+      gram_products += t * t * (a + b), tile_products += t * a * b;
+    }
+    std::printf("{\"case\":\"norms\",\"tokens\":%ld,\"gram_ms\":%.3f,\"tiles_ms\":%.3f,\"fp32_cost\":%.2f}\n",
+                static_cast<long>(tokens), gram * 1e3, tiles * 1e3, gram / gram_products / (tiles / tile_products));
+  }
+}
+
 }  // namespace
 }  // namespace lathe
 
 int main(int argc, char** argv) {
   using namespace lathe;
   const at::NoGradGuard no_grad;
+  if (argc > 1 && std::string_view(argv[1]) == "norms") return norms_case(), 0;
   const int64_t tokens = argc > 1 ? std::atol(argv[1]) : 96;
   const auto store = make_store();
   const double copy = copy_rate();

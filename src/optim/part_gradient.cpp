@@ -12,9 +12,11 @@
 namespace lathe::optim {
 namespace {
 
-// How many products of a bf16 matrix multiplication cost as much as one in fp32, which the T x T matrices need: a norm
-// is a small difference of large sums where tokens cancel.
-constexpr int64_t kFp32Cost = 4;
+// What a product costs in the T x T matrices, which are fp32, in products of bf16 tiles: a norm is a small difference
+// of large sums where tokens cancel. `optimizer_bench norms` measures it, widening and sums and all: 2.0 to 2.5 from 32
+// to 256 tokens on one core with AVX512-BF16. A constant, for the way decides last bits. Where bf16 is cheaper still,
+// as with AMX, some lengths take the slower of two ways.
+constexpr int64_t kFp32Cost = 2;
 
 // Column sums are kept once for each of so many groups of tiles, whatever the number of threads.
 constexpr int64_t kGroups = 64;

@@ -88,13 +88,14 @@ class PartGradient {
   // tall: G Pᵀ [a, r]; wide: P G [r, b]; p is [r, smaller side] fp32.
   at::Tensor project(const at::Tensor& p) const;
   SquaredNorms squared_norms(bool channels) const;
+  // Either way, whatever by_gram() says: to measure where they cost the same (bench/optimizer_bench.cpp). On a CPU.
+  SquaredNorms norms_by_gram(bool channels) const;
+  SquaredNorms norms_by_tiles(bool channels) const;
 
  private:
   bool has_lookup() const { return gradient_.rows.defined(); }
   at::Tensor dy() const { return gradient_.dy.narrow(1, row_begin_, rows_.rows()); }
   at::Tensor dense() const { return gradient_.dense.narrow(0, row_begin_, rows_.rows()); }
-  SquaredNorms norms_by_gram(bool channels) const;
-  SquaredNorms norms_by_tiles(bool channels) const;
   SquaredNorms norms_on_gpu(bool channels) const;
 
   const ParameterGradient& gradient_;

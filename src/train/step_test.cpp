@@ -277,10 +277,10 @@ data::Example graded_text(int64_t tokens) {
   return example;
 }
 
-// Few tokens, whose norms come from T x T matrices, and many, whose norms come from tiles.
+// Few tokens, whose norms come from T x T matrices, and many, for which those of square matrices come from tiles.
 TEST(Memory, NothingOfAWeightsSizeIsAllocatedByAFactoredStep) {
   for (const Method method : {Method::kApolloMini, Method::kApollo}) {
-    for (const int64_t tokens : {9, 150}) {
+    for (const int64_t tokens : {9, 195}) {
       Taught taught(wide_config(), at::kBFloat16, {.method = method, .rank = 4});
       const data::Example example = graded_text(tokens);
       const weights::MemoryWatch watch;
