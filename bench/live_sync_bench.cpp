@@ -8,7 +8,9 @@
 // and rates:
 //   compare   find the changed tiles (on a GPU: hashing every weight there)
 //   bus       GB of weights that left the device
-//   encode    what follows until the delta is durable: reading old and new bytes, coding, decoding both ways, fdatasync
+//   encode    what follows until the delta is durable: reading old and new bytes, coding, decoding both ways,
+//   fdatasync;
+//             GB/s of changed tiles
 //   durable   all of that; applied: until the shards hold the version
 //   wait      the longest time that the serving thread waited for the Gate while the sync ran
 //   step      a serving step (every weight read once, under the Gate) beside the sync: median and longest, and alone
@@ -182,7 +184,7 @@ class Server {
 struct Row {
   std::string name;
   checkpoint::SyncReport report;
-  double bus = 0;  // GB
+  double bus = 0;  // GB; 0 where there is none to cross
   Server::Felt felt;
 };
 
@@ -196,10 +198,11 @@ std::string text(double number, int digits) {
 
 void print(const Row& row, double gigabytes, double step_alone) {
   const auto& r = row.report;
-  const double encode = row.bus > 0 ? r.durable_seconds - r.compare_seconds : 0;
+  const double changed = static_cast<double>(r.tiles_changed * checkpoint::kTileBytes) / 1e9;
+  const double encode = changed > 0 ? r.durable_seconds - r.compare_seconds : 0;
   std::printf("| %s | %.3f | %s | %s | %s | %s | %.2f | %s | %s | %.2f | %s | %s | %.1f |\n", row.name.c_str(),
               r.compare_seconds, text(gigabytes / r.compare_seconds, 1).c_str(), text(row.bus, 2).c_str(),
-              text(encode, 2).c_str(), text(row.bus / encode, 2).c_str(), r.durable_seconds, text(r.seconds, 2).c_str(),
+              text(encode, 2).c_str(), text(changed / encode, 2).c_str(), r.durable_seconds, text(r.seconds, 2).c_str(),
               text(static_cast<double>(r.delta_bytes) / 1e9, 3).c_str(), 1e3 * row.felt.longest_wait,
               text(1e3 * row.felt.median_step, 1).c_str(), text(1e3 * row.felt.longest_step, 1).c_str(),
               1e3 * step_alone);
@@ -256,7 +259,8 @@ Status measure(const Options& options, const std::string& directory) {
     std::this_thread::sleep_for(kSettle);  // the wait for the commit just made is not the sync's
     server.felt();
     const auto report = LATHE_TRY(sync(live));
-    print({.name = name, .report = report, .bus = live.gigabytes(), .felt = server.felt()}, gigabytes, alone);
+    const double bus = device.is_cuda() ? live.gigabytes() : 0;
+    print({.name = name, .report = report, .bus = bus, .felt = server.felt()}, gigabytes, alone);
   }
   return measure_verify(directory, options.threads);
 }

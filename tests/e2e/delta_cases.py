@@ -58,6 +58,7 @@ def tensors(random, n):
         "i16": ("I16", *_integers(random, n, np.int16, 1000)),
         "bf16.far": ("BF16", *_trained(random, n, "BF16", 1e-2)),  # many cross into another exponent
         "i32": ("I32", *_integers(random, n, np.int32, 1 << 30)),
+        "bf16.few": ("BF16", *_some(random, *_trained(random, n, "BF16", 1e-2), 0.02)),  # few, of which many cross
         "bool": ("BOOL", *_some(random, np.zeros(n, np.uint8), np.ones(n, np.uint8), 0.003)),
         "i64": ("I64", *_integers(random, n, np.int64, 1 << 60)),
     }
