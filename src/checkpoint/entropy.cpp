@@ -224,17 +224,17 @@ void BitWriter::clear() {
   filled_ = 0;
 }
 
-uint32_t BitReader::get(uint32_t bits) {
-  while (filled_ < bits) {
-    pending_ |= (next_ < bytes_.size() ? std::to_integer<uint64_t>(bytes_[next_]) : 0) << filled_;
-    ++next_;
-    filled_ += 8;
+void BitReader::refill() {
+  if (next_ + sizeof(uint32_t) <= bytes_.size()) {
+    uint32_t word;
+    std::memcpy(&word, &bytes_[next_], sizeof word);
+    pending_ |= uint64_t{word} << filled_;
+    next_ += sizeof word;
+    filled_ += 32;
+    return;
   }
-  const auto value = static_cast<uint32_t>(pending_ & ((uint64_t{1} << bits) - 1));
-  pending_ >>= bits;
-  filled_ -= bits;
-  consumed_ += bits;
-  return value;
+  for (; filled_ <= 32; filled_ += 8, ++next_)
+    pending_ |= (next_ < bytes_.size() ? std::to_integer<uint64_t>(bytes_[next_]) : 0) << filled_;
 }
 
 void HistogramBuilder::add(const uint8_t* contexts, const uint8_t* symbols, size_t count) {

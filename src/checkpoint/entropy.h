@@ -57,11 +57,20 @@ class BitWriter {
 class BitReader {
  public:
   explicit BitReader(std::span<const std::byte> bytes) : bytes_(bytes) {}
-  uint32_t get(uint32_t bits);
+  uint32_t get(uint32_t bits) {  // at most 32
+    if (filled_ < bits) refill();
+    const auto value = static_cast<uint32_t>(pending_ & ((uint64_t{1} << bits) - 1));
+    pending_ >>= bits;
+    filled_ -= bits;
+    consumed_ += bits;
+    return value;
+  }
   // Everything was read, no more, and the unused bits are zeros.
   bool exact() const { return consumed_ <= 8 * bytes_.size() && consumed_ + 8 > 8 * bytes_.size() && pending_ == 0; }
 
  private:
+  void refill();  // to 32 bits or more
+
   std::span<const std::byte> bytes_;
   size_t next_ = 0;
   uint64_t consumed_ = 0;
