@@ -231,6 +231,23 @@ def test_what_is_not_understood_is_refused(hold, attach, lie, told):
         attach(holder)
 
 
+def doctor(holder):
+    run = subprocess.run([LATHE, "doctor", "--socket", holder.socket, "--json"], capture_output=True, text=True, check=False)
+    return run.returncode, {finding["name"]: finding for finding in json.loads(run.stdout)}
+
+
+def test_doctor_names_what_would_fail(hold, tiny):
+    code, found = doctor(hold())
+    assert code == 0 and str(tiny) in found["weights"]["detail"]
+    assert found["mapping"]["ok"] and found["weights"]["ok"]
+
+
+def test_doctor_names_a_refusal_and_its_flag(hold):
+    lora = {"condition": "LoRA", "found": "--enable-lora", "remedy": "start vLLM without --enable-lora"}
+    code, found = doctor(hold(FAKE_MANIFEST=json.dumps({"refusals": [lora]})))
+    assert code == 1 and not found["LoRA"]["ok"] and "without --enable-lora" in found["LoRA"]["detail"]
+
+
 def test_only_one_trainer_at_a_time(hold, attach):
     holder = hold()
     attach(holder)

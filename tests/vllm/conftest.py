@@ -46,6 +46,15 @@ class Http:
             return json.loads(text) if text else None
 
 
+def vllm_environment(plugins="lathe"):
+    """That vLLM runs in: the plugin installed, on the CPU; `plugins` None: every general one loads, no endpoint plugin."""
+    path = os.pathsep.join([os.environ["LATHE_PLUGIN"] + "/site", os.environ["VLLM_PATH"]])
+    chosen = {} if plugins is None else {"VLLM_PLUGINS": plugins}
+    return {**os.environ, "PYTHONPATH": path, "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",  # on a busy machine threads would mostly wait for each other
+            "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1", **chosen}
+
+
 class Vllm(Http):
     """A vLLM server over a model directory."""
 
@@ -53,13 +62,7 @@ class Vllm(Http):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = open(log, "w+")
-        path = os.pathsep.join([os.environ["LATHE_PLUGIN"] + "/site", os.environ["VLLM_PATH"]])
-        chosen = {} if plugins is None else {"VLLM_PLUGINS": plugins}
-        self.environment = {**os.environ, "PYTHONPATH": path, "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1",
-                            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                            "OMP_NUM_THREADS": "1",  # on a busy machine threads would mostly wait for each other
-                            "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1",
-                            "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1", **chosen, **environment}
+        self.environment = {**vllm_environment(plugins), **environment}
         self.process = subprocess.Popen(
             [os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.cli.main", "serve", directory, "--port", str(port), "--host", "127.0.0.1",
              "--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "4", *arguments],

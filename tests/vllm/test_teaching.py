@@ -91,6 +91,18 @@ def test_no_stale_prefix_survives_an_update(vllm):
         assert trainer.call("end", version="10")["ok"]
 
 
+def test_an_update_takes_little_beyond_the_write(vllm):
+    """Prints what docs/vllm.md quotes: a stop and start of an idle vLLM without a write between."""
+    with Trainer(vllm.state()["socket"]) as trainer:
+        seconds = []
+        for _ in range(20):
+            assert trainer.call("begin")["ok"]
+            seconds.append(trainer.call("end", version="11")["seconds"])
+    seconds.sort()
+    print(f"begin to end: median {seconds[10] * 1e3:.0f} ms ({seconds[0] * 1e3:.0f}-{seconds[-1] * 1e3:.0f})")
+    assert seconds[10] < 1  # 0.1 on a machine that does nothing else
+
+
 def test_live_updates_leave_the_same_weights(vllm, attach):
     lathe = attach(vllm, "--live", "--on-difference", "restore")
     result = lathe.teach(steps=1)

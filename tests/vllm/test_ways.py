@@ -1,11 +1,13 @@
 """Other ways to run: the session in a process of its own, what is refused, the architectures."""
 
 import json
+import os
+import shutil
 import subprocess
 
 import models
 import pytest
-from conftest import ANSWER, LATHE
+from conftest import ANSWER, LATHE, REPOSITORY, free_port, vllm_environment
 
 
 def test_the_session_beside_vllm(serve, attach, directory, folder):
@@ -23,6 +25,23 @@ def test_the_session_beside_vllm(serve, attach, directory, folder):
         beside.terminate()
         beside.wait(timeout=30)
         vllm.close()
+
+
+def test_the_example(smollm2_model, folder):
+    """examples/vllm/run.sh: ask, teach, ask, sync, restart vLLM from the directory, ask."""
+    model, commands = shutil.copytree(smollm2_model, folder / "example"), folder / "bin"
+    commands.mkdir()
+    vllm = commands / "vllm"
+    vllm.write_text(f'#!/bin/sh\nexec {os.environ["VLLM_PYTHON"]} -m vllm.entrypoints.cli.main "$@"\n')
+    vllm.chmod(0o755)
+    (commands / "lathe").symlink_to(LATHE)
+    environment = {**vllm_environment(), "PATH": f"{commands}:{os.environ['PATH']}", "VLLM_PORT": str(free_port()), "LATHE_PORT": str(free_port()),
+                   "VLLM_ARGS": "--enforce-eager --dtype bfloat16 --max-model-len 512 --max-num-seqs 4"}
+    run = subprocess.run([REPOSITORY / "examples/vllm/run.sh", model], cwd=folder, env=environment, capture_output=True, text=True,
+                         timeout=900, check=False)
+    said = [line.removeprefix("  vLLM: ") for line in run.stdout.splitlines() if line.startswith("  vLLM: ")]
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(said) == 3 and not said[0].startswith(ANSWER) and said[1].startswith(ANSWER) and said[2] == said[1]
 
 
 def doctor(vllm):
