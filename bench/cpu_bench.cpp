@@ -5,13 +5,13 @@
 // does the same work with transformers; bench/run.sh runs both in turn and makes the table.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <malloc.h>
 #include <sys/resource.h>
 
 #include <chrono>
 #include <cstdio>
 #include <cstring>
 
+#include "base/heap.h"
 #include "io/env.h"
 #include "model/model.h"
 #include "train/estimate.h"
@@ -180,7 +180,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: cpu_bench MODEL_DIR prefill|decode|decode4|correction|train|train-factored|limits\n");
     return 2;
   }
-  mallopt(M_MMAP_THRESHOLD, 1 << 20);  // as `lathe` does
+  lathe::set_up_heap();  // as lathe does
   const lathe::Status done = lathe::run(argv[1], argv[2]);
   if (done.ok()) return 0;
   std::fprintf(stderr, "cpu_bench: %s\n", done.error().message.c_str());

@@ -258,7 +258,7 @@ class Bench {
       return {};
     }
     weights::GradientSet gradients(store_.parameters().size());
-    loss = train::backward(model_, batch_, options_.chunk_rows, gradients);
+    loss = train::backward(model_, batch_, {.chunk_rows = options_.chunk_rows}, gradients);
     mark();
     if (!trainer_) return {};
     auto proposal = LATHE_TRY(trainer_->optimizer().propose(std::move(gradients), 1e-5));

@@ -1,4 +1,3 @@
-#include <malloc.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -6,6 +5,7 @@
 #include <filesystem>
 #include <map>
 
+#include "base/heap.h"
 #include "commands.h"
 
 namespace {
@@ -22,18 +22,11 @@ void spin_briefly(char** argv) {
   if (!error) ::execv(program.c_str(), argv);
 }
 
-// Tensors of a MiB and more get pages of their own, which go back to the system when they are freed. By default glibc
-// moves that border up to 32 MiB as it sees them come and go, and then what is kept lies between what is not: a
-// training step of SmolLM2 grows from 600 to 760 MiB, and is no faster.
-void return_large_blocks() {
-  mallopt(M_MMAP_THRESHOLD, 1 << 20);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   spin_briefly(argv);
-  return_large_blocks();
+  lathe::set_up_heap();
   CLI::App app{"lathe: a language model server that learns while it serves"};
   app.set_version_flag("--version", LATHE_VERSION);
   app.require_subcommand(1);

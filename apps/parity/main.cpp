@@ -37,6 +37,7 @@ constexpr double kBf16Ratio = 1.5, kBf16LossTolerance = 1e-2;
 struct Options {
   std::string directory;
   int64_t rows_per_chunk = 1024;
+  bool recompute = false;
   std::string device = "cpu", dtype = "fp32", gradients = "factored";
 };
 
@@ -52,7 +53,9 @@ struct Results {
 Result<Results> run_case(const Options& options, at::ScalarType dtype, const Tensors& reference) {
   const weights::Placement placement{.device = LATHE_TRY(gpu::open(options.device)), .dtype = dtype};
   const model::LoadedModel loaded = LATHE_TRY(model::load_model(io::posix_env(), options.directory, placement));
-  const ReferenceCase reference_case(loaded, reference, options.rows_per_chunk, kPaths.at(options.gradients));
+  constexpr int64_t kAll = int64_t{1} << 40;
+  const train::PassLimits limits{.chunk_rows = options.rows_per_chunk, .kept_bytes = options.recompute ? 0 : kAll};
+  const ReferenceCase reference_case(loaded, reference, limits, kPaths.at(options.gradients));
   Results results{.full = reference_case.full(), .frozen = reference_case.frozen()};
   std::tie(results.greedy, results.greedy_of) = reference_case.greedy();
   return results;
@@ -180,6 +183,7 @@ int main(int argc, char** argv) {
   lathe::parity::Options options;
   app.add_option("DIR", options.directory, "Folder of the case")->required();
   app.add_option("--rows-per-chunk", options.rows_per_chunk, "Rows of a forward pass")->check(CLI::PositiveNumber);
+  app.add_flag("--recompute", options.recompute, "Run each layer again in the backward pass, keeping only its input");
   app.add_option("--device", options.device, "cpu, cuda, cuda:N or auto");
   app.add_option("--dtype", options.dtype, "fp32 or bf16")->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--gradients", options.gradients, "How they are collected: factored, streaming or dense")

@@ -51,13 +51,9 @@ Result<Tensors> read_tensors(io::Env& env, const std::string& path) {
   return tensors;
 }
 
-ReferenceCase::ReferenceCase(const model::LoadedModel& loaded, const Tensors& reference, int64_t rows_per_chunk,
-                             train::GradientPath path)
-    : model_(*loaded.model),
-      store_(*loaded.store),
-      reference_(reference),
-      rows_per_chunk_(rows_per_chunk),
-      path_(path) {
+ReferenceCase::ReferenceCase(const model::LoadedModel& loaded, const Tensors& reference,
+                             const train::PassLimits& limits, train::GradientPath path)
+    : model_(*loaded.model), store_(*loaded.store), reference_(reference), limits_(limits), path_(path) {
   const at::Tensor ids = reference.at("input_ids"), labels = reference.at("labels");
   for (int64_t row = 0; row < ids.size(0); ++row) {
     data::Example example;
@@ -97,7 +93,7 @@ std::pair<double, Tensors> ReferenceCase::backward(const train::Batch& batch) co
   const double size = train::kSupervised.size(train::graded_rows(batch));
   Tensors sums;
   GradientSet ends(parameters, path_ == train::GradientPath::kDense ? GradientForm::kDense : GradientForm::kFactors);
-  train::BackwardPass pass(model_, batch, rows_per_chunk_);
+  train::BackwardPass pass(model_, batch, limits_);
   const double loss = pass.loss(train::kSupervised, size, ends);
   while (pass.layers_left() > 0) {
     if (path_ != train::GradientPath::kStreaming) {
@@ -121,7 +117,7 @@ void ReferenceCase::compare_logits(const std::string& kind, int64_t context, Com
     std::vector<at::Tensor> outputs;
     // The context ends a chunk, as it does for the reference: a recurrence rounds by where its chunks begin.
     for (int64_t begin = 0; begin < ids.size(0);) {
-      const int64_t end = std::min(begin + rows_per_chunk_, begin < context ? context : ids.size(0));
+      const int64_t end = std::min(begin + limits_.chunk_rows, begin < context ? context : ids.size(0));
       const model::Run run{.begin = 0, .count = end - begin, .position = begin, .state = &state};
       outputs.push_back(model_.forward(ids.narrow(0, begin, end - begin), {&run, 1}));
       begin = end;

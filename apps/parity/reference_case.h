@@ -12,6 +12,7 @@
 #include "data/example.h"
 #include "io/env.h"
 #include "model/model.h"
+#include "train/backward.h"
 #include "train/batch.h"
 #include "train/trainer.h"
 
@@ -36,7 +37,7 @@ struct Comparison {
 class ReferenceCase {
  public:
   // All must outlive the case. `path`: how gradients are collected on their way.
-  ReferenceCase(const model::LoadedModel& loaded, const Tensors& reference, int64_t rows_per_chunk,
+  ReferenceCase(const model::LoadedModel& loaded, const Tensors& reference, const train::PassLimits& limits,
                 train::GradientPath path);
 
   Comparison full() const { return compare("full", 0); }
@@ -54,7 +55,7 @@ class ReferenceCase {
   const model::Model& model_;
   const weights::WeightStore& store_;
   const Tensors& reference_;
-  int64_t rows_per_chunk_;
+  train::PassLimits limits_;
   train::GradientPath path_;
   std::vector<data::Example> examples_;
 };

@@ -73,6 +73,32 @@ LATHE_CLONES void linear_4(const uint16_t* w, const float* x, const uint16_t* bi
   return p * std::bit_cast<float>((static_cast<int32_t>(whole) + 127) << 23);
 }
 
+// σ(x) from e^-|x|, which never overflows.
+[[gnu::always_inline]] inline float sigmoid(float x) {
+  const float e = exp_negative(-std::fabs(x));
+  return (x >= 0 ? 1.0F : e) / (1.0F + e);
+}
+
+// Σ f(i), i < n: sums per lane, added up at the end.
+template <class F>
+[[gnu::always_inline]] inline float lane_sum(int64_t n, F f) {
+  float lanes[kLanes] = {};
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += f(i + l);
+  }
+  for (int64_t i = whole; i < n; ++i) lanes[i - whole] += f(i);
+  float sum = 0;
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
+[[gnu::always_inline]] inline float inverse_rms(const uint16_t* x, int64_t n, float eps) {
+  const float sum = lane_sum(
+      n, [=](int64_t i) __attribute__((always_inline)) { return widen(x[i]) * widen(x[i]); });
+  return 1.0F / std::sqrt(sum / static_cast<float>(n) + eps);
+}
+
 }  // namespace
 
 void linear_few_rows(const uint16_t* w, const float* x, const uint16_t* bias, uint16_t* y, int64_t rows, int64_t in,
@@ -95,16 +121,22 @@ LATHE_CLONES void widen_all(const uint16_t* __restrict x, float* __restrict y, i
 
 LATHE_CLONES void rms_norm_row(const uint16_t* __restrict x, const uint16_t* __restrict w, uint16_t* __restrict y,
                                int64_t n, float eps) {
-  float lanes[kLanes] = {};
-  const int64_t whole = n - n % kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += widen(x[i + l]) * widen(x[i + l]);
-  }
-  for (int64_t i = whole; i < n; ++i) lanes[i - whole] += widen(x[i]) * widen(x[i]);
-  float sum = 0;
-  for (const float lane : lanes) sum += lane;
-  const float r = 1.0F / std::sqrt(sum / static_cast<float>(n) + eps);
+  const float r = inverse_rms(x, n, eps);
   for (int64_t i = 0; i < n; ++i) y[i] = narrow(rounded(widen(x[i]) * r) * widen(w[i]));
+}
+
+LATHE_CLONES void rms_norm_backward_row(const uint16_t* __restrict dy, const uint16_t* __restrict x,
+                                        const uint16_t* __restrict w, uint16_t* __restrict dx, float* __restrict dw,
+                                        int64_t n, float eps) {
+  const float r = inverse_rms(x, n, eps);
+  const float dot = lane_sum(
+      n, [=](int64_t i) __attribute__((always_inline)) { return widen(dy[i]) * widen(w[i]) * (widen(x[i]) * r); });
+  const float mean = dot / static_cast<float>(n);
+  for (int64_t i = 0; i < n; ++i) {
+    const float normed = widen(x[i]) * r;
+    dw[i] += widen(dy[i]) * normed;
+    dx[i] = narrow(r * (widen(dy[i]) * widen(w[i]) - normed * mean));
+  }
 }
 
 LATHE_CLONES void rotate_head(const uint16_t* __restrict x, const uint16_t* __restrict cos,
@@ -120,10 +152,17 @@ LATHE_CLONES void silu_mul_row(const uint16_t* __restrict gate, const uint16_t* 
                                int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const float x = widen(gate[i]);
-    // σ(x) from e^-|x|, which never overflows.
-    const float e = exp_negative(-std::fabs(x));
-    const float sigmoid = (x >= 0 ? 1.0F : e) / (1.0F + e);
-    y[i] = narrow(rounded(x * sigmoid) * widen(up[i]));
+    y[i] = narrow(rounded(x * sigmoid(x)) * widen(up[i]));
+  }
+}
+
+LATHE_CLONES void silu_mul_backward_row(const uint16_t* __restrict dy, const uint16_t* __restrict gate,
+                                        const uint16_t* __restrict up, uint16_t* __restrict d_gate,
+                                        uint16_t* __restrict d_up, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = widen(dy[i]), x = widen(gate[i]), s = sigmoid(x);
+    d_up[i] = narrow(g * rounded(x * s));
+    d_gate[i] = narrow(rounded(g * widen(up[i])) * (s * (1.0F + x * (1.0F - s))));
   }
 }
 

@@ -3,11 +3,16 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "kernels/serving.h"
+#include "model/saved_pointer.h"
 
 namespace lathe::model::cpu {
 namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 // Elements one thread should have before a second is worth waking.
 constexpr int64_t kGrain = 16 * 1024;
@@ -25,8 +30,8 @@ int64_t grain_rows(int64_t row_elements) {
 
 }  // namespace
 
-bool can_serve(const at::Tensor& x) {
-  return x.scalar_type() == at::kBFloat16 && x.device().is_cpu() && x.stride(-1) == 1 && !at::GradMode::is_enabled();
+bool can_run(const at::Tensor& x) {
+  return x.scalar_type() == at::kBFloat16 && x.device().is_cpu() && x.stride(-1) == 1;
 }
 
 bool few_rows(const at::Tensor& x) {
@@ -47,7 +52,9 @@ at::Tensor linear_few_rows(const at::Tensor& x, const at::Tensor& w, const at::T
   return y;
 }
 
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps) {
+namespace {
+
+at::Tensor normed(const at::Tensor& x, const at::Tensor& w, double eps) {
   // A head of q or k is a row here too; rows of either may lie apart.
   const at::Tensor packed = x.contiguous();
   const int64_t n = x.size(-1), rows = x.numel() / n;
@@ -61,7 +68,41 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps) {
   return y;
 }
 
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+// dw is summed by so many stretches of rows, whatever the number of threads.
+constexpr int64_t kNormStretches = 8;
+
+struct SinkRmsNorm : torch::autograd::Function<SinkRmsNorm> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const weights::Parameter* weight, double eps,
+                            weights::GradientSink* sink) {
+    context->save_for_backward({x});
+    context->saved_data["weight"] = as_int(weight);
+    context->saved_data["sink"] = as_int(sink);
+    context->saved_data["eps"] = eps;
+    return normed(x, weight->data, eps);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const auto* weight = as_pointer<const weights::Parameter>(context, "weight");
+    const at::Tensor x = context->get_saved_variables()[0].contiguous(), dy = gradients[0].contiguous();
+    const auto eps = static_cast<float>(context->saved_data.at("eps").toDouble());
+    const int64_t n = x.size(-1), rows = x.numel() / n;
+    at::Tensor dx = at::empty(x.sizes(), x.options()), dw = at::zeros({kNormStretches, n}, at::kFloat);
+    const uint16_t *dy_data = data(dy), *x_data = data(x), *w_data = data(weight->data);
+    uint16_t* dx_data = mutable_data(dx);
+    auto* dw_data = dw.mutable_data_ptr<float>();
+    const int64_t grain = (grain_rows(n) * kNormStretches + rows - 1) / rows;
+    at::parallel_for(0, kNormStretches, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t stretch = begin; stretch < end; ++stretch) {
+        for (int64_t row = stretch * rows / kNormStretches; row < (stretch + 1) * rows / kNormStretches; ++row)
+          kernels::rms_norm_backward_row(dy_data + row * n, x_data + row * n, w_data, dx_data + row * n,
+                                         dw_data + stretch * n, n, eps);
+      }
+    });
+    as_pointer<weights::GradientSink>(context, "sink")->vector(*weight, dw.sum(0));
+    return {dx, at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+at::Tensor turned(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
   const int64_t rows = x.size(0), heads = x.size(1), size = x.size(2), half = size / 2;
   at::Tensor y = at::empty({rows, heads, size}, x.options());
   const uint16_t *x_data = data(x), *cos_data = data(cos), *sin_data = data(sin);
@@ -77,7 +118,20 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   return y;
 }
 
-at::Tensor silu_mul(const at::Tensor& gate_up) {
+// The gradient is turned back by the same angles.
+struct Rotate : torch::autograd::Function<Rotate> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& cos,
+                            const at::Tensor& sin) {
+    context->save_for_backward({cos, sin});
+    return turned(x, cos, sin);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const variable_list tables = context->get_saved_variables();
+    return {turned(gradients[0].contiguous(), tables[0], tables[1].neg()), at::Tensor(), at::Tensor()};
+  }
+};
+
+at::Tensor activated(const at::Tensor& gate_up) {
   const int64_t rows = gate_up.size(0), inner = gate_up.size(1) / 2;
   at::Tensor y = at::empty({rows, inner}, gate_up.options());
   const uint16_t* in = data(gate_up);
@@ -89,6 +143,47 @@ at::Tensor silu_mul(const at::Tensor& gate_up) {
     }
   });
   return y;
+}
+
+struct SiluMul : torch::autograd::Function<SiluMul> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& gate_up) {
+    context->save_for_backward({gate_up});
+    return activated(gate_up);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const at::Tensor gate_up = context->get_saved_variables()[0], dy = gradients[0].contiguous();
+    const int64_t rows = gate_up.size(0), inner = gate_up.size(1) / 2;
+    at::Tensor d_gate_up = at::empty({rows, 2 * inner}, gate_up.options());
+    const uint16_t *in = data(gate_up), *dy_data = data(dy);
+    uint16_t* out = mutable_data(d_gate_up);
+    at::parallel_for(0, rows, grain_rows(inner), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const uint16_t* gate = in + row * gate_up.stride(0);
+        uint16_t* d_gate = out + row * 2 * inner;
+        kernels::silu_mul_backward_row(dy_data + row * inner, gate, gate + inner, d_gate, d_gate + inner, inner);
+      }
+    });
+    return {d_gate_up};
+  }
+};
+
+bool differentiates(const at::Tensor& x) {
+  return at::GradMode::is_enabled() && x.requires_grad();
+}
+
+}  // namespace
+
+at::Tensor rms_norm(const at::Tensor& x, const weights::Parameter& weight, double eps, weights::GradientSink* sink) {
+  if (sink && at::GradMode::is_enabled()) return SinkRmsNorm::apply(x, &weight, eps, sink);
+  return normed(x, weight.data, eps);
+}
+
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  return differentiates(x) ? Rotate::apply(x, cos, sin) : turned(x, cos, sin);
+}
+
+at::Tensor silu_mul(const at::Tensor& gate_up) {
+  return differentiates(gate_up) ? SiluMul::apply(gate_up) : activated(gate_up);
 }
 
 }  // namespace lathe::model::cpu

@@ -1,21 +1,28 @@
-// The serving path of model/ops.h on a CPU in bf16, over the kernels of kernels/serving.h. Each function is asked for
-// by ops.cpp when can_serve() holds for its input; the results agree with the ATen twins there up to the order of sums.
+// The operations of model/ops.h on a CPU in bf16, over the kernels of kernels/serving.h. Each function is asked for by
+// ops.cpp when can_run() holds for its input; the results agree with the ATen twins there up to the order of sums.
+// Bits do not depend on the number of threads.
 //
 // Threads: any; work is split with at::parallel_for.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include "weights/gradient.h"
+
 namespace lathe::model::cpu {
 
-// bf16, on the CPU, rows without gaps, no autograd.
-bool can_serve(const at::Tensor& x);
+// bf16, on the CPU, rows without gaps.
+bool can_run(const at::Tensor& x);
 
-// x [n, in], n <= kernels::kFewRows; w [out, in]; bias [out] or undefined.
+// Without autograd. x [n, in], n <= kernels::kFewRows; w [out, in]; bias [out] or undefined.
 at::Tensor linear_few_rows(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias);
 bool few_rows(const at::Tensor& x);
 
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& w, double eps);
+// Plain norms with bf16 weights. With autograd on and a sink, differentiable in x, and the weight's gradient goes to
+// the sink.
+at::Tensor rms_norm(const at::Tensor& x, const weights::Parameter& weight, double eps, weights::GradientSink* sink);
+
+// Differentiable in x.
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 at::Tensor silu_mul(const at::Tensor& gate_up);
 

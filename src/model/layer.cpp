@@ -109,12 +109,14 @@ at::Tensor attention_mixer(const Pass& pass, const AttentionParameters& p, const
   const int64_t rows = h.size(0), query_heads = c.attention_gate ? 2 * c.heads : c.heads;
   const at::Tensor qkv =
       linear(h, *p.qkv, p.qkv_bias, pass.sink).view({rows, query_heads + 2 * c.kv_heads, c.head_dim});
-  at::Tensor q = qkv.narrow(1, 0, query_heads), k = qkv.narrow(1, query_heads, c.kv_heads), gate;
-  const at::Tensor v = qkv.narrow(1, query_heads + c.kv_heads, c.kv_heads);
+  // Split in one go, so that the backward pass joins the three in one go.
+  const std::vector<at::Tensor> split = qkv.split_with_sizes({query_heads, c.kv_heads, c.kv_heads}, 1);
+  at::Tensor q = split[0], k = split[1], gate;
+  const at::Tensor& v = split[2];
   if (c.attention_gate) {  // query and gate lie side by side, head by head
-    const at::Tensor pairs = q.unflatten(1, {c.heads, 2});
-    q = pairs.select(2, 0);
-    gate = pairs.select(2, 1);
+    const std::vector<at::Tensor> pairs = q.unflatten(1, {c.heads, 2}).unbind(2);
+    q = pairs[0];
+    gate = pairs[1];
   }
   if (p.q_norm) q = rms_norm(q, *p.q_norm, c.rms_norm_eps, c.norm, pass.sink);
   if (p.k_norm) k = rms_norm(k, *p.k_norm, c.rms_norm_eps, c.norm, pass.sink);

@@ -83,7 +83,7 @@ struct SinkRmsNorm : torch::autograd::Function<SinkRmsNorm> {
 
 at::Tensor linear(const at::Tensor& x, const Parameter& weight, const Parameter* bias, GradientSink* sink) {
   if (sink && at::GradMode::is_enabled()) return FactoredLinear::apply(x, &weight, bias, sink);
-  if (cpu::can_serve(x) && cpu::few_rows(x))
+  if (cpu::can_run(x) && cpu::few_rows(x) && !at::GradMode::is_enabled())
     return cpu::linear_few_rows(x, weight.data, bias ? bias->data : at::Tensor());
   return at::linear(x, weight.data, bias ? std::optional<at::Tensor>(bias->data) : std::nullopt);
 }
@@ -92,10 +92,10 @@ at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps, No
   if constexpr (gpu::kBuilt) {
     if (cuda::can_run(x)) return cuda::rms_norm(x, weight, eps, style, sink);
   }
+  if (style == NormStyle::kPlain && cpu::can_run(x) && weight.data.scalar_type() == x.scalar_type())
+    return cpu::rms_norm(x, weight, eps, sink);
   if (sink && at::GradMode::is_enabled())
     return SinkRmsNorm::apply(x, &weight, eps, style == NormStyle::kZeroCentred, sink);
-  if (style == NormStyle::kPlain && cpu::can_serve(x) && weight.data.scalar_type() == x.scalar_type())
-    return cpu::rms_norm(x, weight.data, eps);
   return Normed(x, eps).weighted(weight.data, style, x.scalar_type());
 }
 
@@ -104,7 +104,7 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
     if (cuda::can_run(x)) return cuda::rotate(x, cos, sin);
   }
   const int64_t half = cos.size(1), rotating = 2 * half;
-  if (cpu::can_serve(x) && rotating == x.size(-1)) return cpu::rotate(x, cos, sin);
+  if (cpu::can_run(x) && rotating == x.size(-1)) return cpu::rotate(x, cos, sin);
   const at::Tensor first = x.narrow(-1, 0, half), second = x.narrow(-1, half, half);
   const at::Tensor c = cos.unsqueeze(1), s = sin.unsqueeze(1);
   std::vector<at::Tensor> pieces{first * c - second * s, second * c + first * s};
@@ -116,7 +116,7 @@ at::Tensor silu_mul(const at::Tensor& gate_up) {
   if constexpr (gpu::kBuilt) {
     if (cuda::can_run(gate_up)) return cuda::silu_mul(gate_up);
   }
-  if (cpu::can_serve(gate_up)) return cpu::silu_mul(gate_up);
+  if (cpu::can_run(gate_up)) return cpu::silu_mul(gate_up);
   const int64_t inner = gate_up.size(-1) / 2;
   return at::silu(gate_up.narrow(-1, 0, inner)) * gate_up.narrow(-1, inner, inner);
 }
@@ -127,10 +127,10 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   }
   const int64_t n = q.size(0), m = k.size(1);
   std::optional<at::Tensor> mask;
-  if (n > 1) mask = at::ones({n, m}, q.options().dtype(at::kBool)).tril_(m - n);
+  if (n > 1 && n != m) mask = at::ones({n, m}, q.options().dtype(at::kBool)).tril_(m - n);
   const at::Tensor out = at::scaled_dot_product_attention(
       q.transpose(0, 1).unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), mask, /*dropout_p=*/0.0,
-      /*is_causal=*/false, /*scale=*/std::nullopt, /*enable_gqa=*/q.size(1) != k.size(0));
+      /*is_causal=*/n > 1 && n == m, /*scale=*/std::nullopt, /*enable_gqa=*/q.size(1) != k.size(0));
   return out.squeeze(0).transpose(0, 1).reshape({n, -1});
 }
 

@@ -1,9 +1,11 @@
-// The CPU kernels of the serving path against their ATen twins in fp32 and bf16.
+// The CPU kernels of a layer against their ATen twins in fp32 and bf16, forward and backward.
 #include "model/ops.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "kernels/serving.h"
 #include "model/cpu_ops.h"
@@ -67,6 +69,90 @@ TEST_P(ServingOps, SiluMul) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, ServingOps, ::testing::Values(1, 8, 31, 32, 33, 576));
+
+// Gradients in bf16 of what ops.h gives, against autograd's own in fp32 through the plain formula.
+class TeachingOps : public ServingOps {
+ protected:
+  using Operation = std::function<at::Tensor(const at::Tensor&)>;
+  static at::Tensor gradient(const at::Tensor& x, const at::Tensor& dy, const Operation& operation) {
+    const at::AutoGradMode with_grad(true);
+    const at::Tensor leaf = x.detach().requires_grad_();
+    return torch::autograd::grad({operation(leaf)}, {leaf}, {dy})[0];
+  }
+  static void expect_gradient(const at::Tensor& x, const at::Tensor& dy, const Operation& operation,
+                              const Operation& formula) {
+    const at::Tensor expected = gradient(x.to(at::kFloat), dy.to(at::kFloat), formula);
+    EXPECT_LT(worst(gradient(x, dy, operation), expected), 1.0 / 128);
+  }
+};
+
+struct VectorSink final : weights::GradientSink {
+  void linear(const weights::Parameter&, at::Tensor, at::Tensor) override { ADD_FAILURE(); }
+  void lookup(const weights::Parameter&, at::Tensor, at::Tensor) override { ADD_FAILURE(); }
+  void vector(const weights::Parameter&, at::Tensor g) override { gradient = std::move(g); }
+  at::Tensor gradient;
+};
+
+TEST_P(TeachingOps, RmsNorm) {
+  const int64_t n = GetParam();
+  const auto w = parameter(bf16({n}));
+  const at::Tensor x = bf16({11, 3, n}).transpose(0, 1), dy = bf16({3, 11, n});
+  const at::Tensor wide_w = w.data.to(at::kFloat);
+  VectorSink sink;
+  const auto formula = [&](const at::Tensor& t, const at::Tensor& v) {
+    return t * at::rsqrt(t.square().mean(-1, true) + 1e-5) * v;
+  };
+  expect_gradient(
+      x, dy, [&](const at::Tensor& t) { return rms_norm(t, w, 1e-5, NormStyle::kPlain, &sink); },
+      [&](const at::Tensor& t) { return formula(t, wide_w); });
+  const at::Tensor dw =
+      gradient(wide_w, dy.to(at::kFloat), [&](const at::Tensor& v) { return formula(x.to(at::kFloat), v); });
+  EXPECT_EQ(sink.gradient.scalar_type(), at::kFloat);
+  EXPECT_LT(worst(sink.gradient, dw), 1e-5);
+}
+
+TEST_P(TeachingOps, RmsNormsBitsDoNotDependOnThreads) {
+  const int64_t n = GetParam();
+  const auto w = parameter(bf16({n}));
+  const at::Tensor x = bf16({257, n}), dy = bf16({257, n});
+  VectorSink one, all;
+  const int threads = at::get_num_threads();
+  const auto through = [&](VectorSink& sink) {
+    return gradient(x, dy, [&](const at::Tensor& t) { return rms_norm(t, w, 1e-5, NormStyle::kPlain, &sink); });
+  };
+  at::set_num_threads(1);
+  const at::Tensor alone = through(one);
+  at::set_num_threads(std::max(threads, 3));
+  const at::Tensor together = through(all);
+  at::set_num_threads(threads);
+  EXPECT_TRUE(at::equal(alone, together));
+  EXPECT_TRUE(at::equal(one.gradient, all.gradient));
+}
+
+TEST_P(TeachingOps, Rotate) {
+  const int64_t half = GetParam();
+  const at::Tensor angle = at::randn({7, half});
+  const at::Tensor cos = angle.cos().to(at::kBFloat16), sin = angle.sin().to(at::kBFloat16);
+  const at::Tensor qkv = bf16({7, 5, 2 * half}), dy = bf16({7, 3, 2 * half});
+  expect_gradient(
+      qkv, dy, [&](const at::Tensor& t) { return rotate(t.narrow(1, 1, 3), cos, sin); },
+      [&](const at::Tensor& t) {
+        const at::Tensor q = t.narrow(1, 1, 3), a = q.narrow(-1, 0, half), b = q.narrow(-1, half, half);
+        const at::Tensor c = cos.to(at::kFloat).unsqueeze(1), s = sin.to(at::kFloat).unsqueeze(1);
+        return at::cat({a * c - b * s, b * c + a * s}, -1);
+      });
+}
+
+TEST_P(TeachingOps, SiluMul) {
+  const int64_t inner = GetParam();
+  at::Tensor x = bf16({3, 2 * inner}) * 4;
+  x[0][0] = 200;
+  x[1][0] = -200;
+  expect_gradient(x, bf16({3, inner}), silu_mul,
+                  [&](const at::Tensor& t) { return at::silu(t.narrow(-1, 0, inner)) * t.narrow(-1, inner, inner); });
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, TeachingOps, ::testing::Values(1, 8, 31, 32, 33, 576));
 
 TEST(Attention, IsAlignedBottomRight) {
   at::manual_seed(3);

@@ -5,17 +5,64 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
+#include <utility>
 
 #include "train/loss.h"
 
 namespace lathe::train {
 
-BackwardPass::BackwardPass(const model::Model& model, const Batch& batch, int64_t chunk_rows)
-    : model_(model),
-      batch_(batch),
-      live_(forward_live(model, batch, chunk_rows, /*keep_layers=*/true)),
-      rotary_(model.rotary(live_.runs, batch.live_rows)),
-      layer_(model.config().layers) {}
+namespace {
+
+bool keeps_activations(const model::Model& model, const Batch& batch, const PassLimits& limits) {
+  const auto element = static_cast<int64_t>(model.options().dtype().itemsize());
+  return has_single_runs(batch) && batch.live_rows * activation_bytes(model.config(), element) <= limits.kept_bytes;
+}
+
+}  // namespace
+
+// Inputs and outputs of linear layers, and what stands between them; a recurrence keeps its own in fp32.
+int64_t activation_bytes(const model::ModelConfig& c, int64_t element) {
+  int64_t elements = 0;
+  for (int64_t layer = 0; layer < c.layers; ++layer) {
+    elements += 6 * c.hidden_size + 3 * c.intermediate_size;
+    if (c.mixer(layer) == model::Mixer::kAttention) {
+      elements += 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + (c.attention_gate ? 4 : 1) * c.heads * c.head_dim;
+    } else {
+      elements += 8 * c.delta.channels() + 6 * c.delta.values();
+    }
+  }
+  return elements * element;
+}
+
+BackwardPass::BackwardPass(const model::Model& model, const Batch& batch, const PassLimits& limits)
+    : model_(model), batch_(batch), layer_(model.config().layers) {
+  const bool keep = keeps_activations(model, batch, limits);
+  live_ = keep ? forward_context(model, batch, limits.chunk_rows)
+               : forward_live(model, batch, limits.chunk_rows, /*keep_layers=*/true);
+  rotary_ = model.rotary(live_.runs, batch.live_rows);
+  if (keep) run_live_layers();
+}
+
+// Each layer on an input that begins a graph of its own: the backward pass walks through one at a time, as it does
+// where layers are run again.
+void BackwardPass::run_live_layers() {
+  const at::AutoGradMode with_grad(true);
+  for (int64_t layer = 0; layer < layer_; ++layer) {
+    live_.inputs[layer].requires_grad_();
+    outputs_.push_back(model_.live_layer(layer, live_.inputs[layer], live_.runs, rotary_, relay_));
+    live_.inputs.push_back(outputs_.back().detach());
+  }
+}
+
+void BackwardPass::Relay::linear(const weights::Parameter& weight, at::Tensor x, at::Tensor dy) {
+  sink->linear(weight, std::move(x), std::move(dy));
+}
+void BackwardPass::Relay::lookup(const weights::Parameter& table, at::Tensor ids, at::Tensor dx) {
+  sink->lookup(table, std::move(ids), std::move(dx));
+}
+void BackwardPass::Relay::vector(const weights::Parameter& vector, at::Tensor gradient) {
+  sink->vector(vector, std::move(gradient));
+}
 
 double BackwardPass::loss(const Objective& objective, double divisor, weights::GradientSink& sink) {
   LossGradient loss = loss_gradient(model_, graded_rows(batch_), live_.inputs.back(), objective, divisor, sink);
@@ -24,14 +71,20 @@ double BackwardPass::loss(const Objective& objective, double divisor, weights::G
   return loss.loss;
 }
 
-// Recomputes the layer on its kept input with autograd on, and walks back through it alone.
+// Walks back through one layer alone: as it was run forward, or run again now on its kept input with autograd on.
 void BackwardPass::next_layer(weights::GradientSink& sink) {
   --layer_;
   const at::AutoGradMode with_grad(true);
-  const at::Tensor x = live_.inputs[layer_].detach().requires_grad_();
-  const at::Tensor y = model_.live_layer(layer_, x, live_.runs, rotary_, sink);
+  relay_.sink = &sink;
+  const at::Tensor x = std::exchange(live_.inputs[layer_], {}).requires_grad_();
+  at::Tensor y;
+  if (outputs_.empty()) {
+    y = model_.live_layer(layer_, x, live_.runs, rotary_, sink);
+  } else {
+    y = std::move(outputs_.back());
+    outputs_.pop_back();
+  }
   dx_ = torch::autograd::grad({y}, {x}, {dx_})[0];
-  live_.inputs[layer_].reset();
 }
 
 // Rows that read the padding token get no gradient (ModelConfig::pad_token).
@@ -45,9 +98,9 @@ void BackwardPass::embedding(weights::GradientSink& sink) {
   if (ids.numel() > 0) sink.lookup(model_.embedding(), ids.to(rows.device()), rows);
 }
 
-double backward(const model::Model& model, const Batch& batch, int64_t chunk_rows, weights::GradientSink& sink,
+double backward(const model::Model& model, const Batch& batch, const PassLimits& limits, weights::GradientSink& sink,
                 const Objective& objective, std::optional<double> divisor) {
-  BackwardPass pass(model, batch, chunk_rows);
+  BackwardPass pass(model, batch, limits);
   const double loss = pass.loss(objective, divisor ? *divisor : objective.size(graded_rows(batch)), sink);
   if (!std::isfinite(loss)) return loss;
   while (pass.layers_left() > 0) pass.next_layer(sink);

@@ -18,7 +18,15 @@ class Walk {
  public:
   Walk(const model::Model& model, const Batch& batch)
       : batch_(batch), cut_(model.config().has_delta()), positions_(batch.tokens.size(), 0) {
-    for (const auto& tokens : batch.tokens) states.push_back(model.new_state(std::ssize(tokens)));
+    for (const auto& tokens : batch.tokens) {
+      states.push_back(model.new_state(std::ssize(tokens)));
+      ends_.push_back(std::ssize(tokens));
+    }
+  }
+
+  // Ends each sequence where its live rows begin.
+  void leave_out_live_rows() {
+    for (const LiveRun& live : batch_.live) ends_[live.sequence] = std::min(ends_[live.sequence], live.position);
   }
 
   // The next at most `limit` rows; false at the end. A chunk holds at most one run of each sequence.
@@ -46,7 +54,7 @@ class Walk {
  private:
   // A recurrence has no past states to look up: where a live run begins, the walk has to stop for a snapshot.
   int64_t next_cut(size_t sequence) const {
-    int64_t cut = std::ssize(batch_.tokens[sequence]);
+    int64_t cut = ends_[sequence];
     for (const LiveRun& live : batch_.live) {
       if (cut_ && live.sequence == static_cast<int64_t>(sequence) && live.position > positions_[sequence])
         cut = std::min(cut, live.position);
@@ -68,8 +76,16 @@ class Walk {
 
   const Batch& batch_;
   bool cut_;
-  std::vector<int64_t> positions_;
+  std::vector<int64_t> positions_, ends_;
 };
+
+// The live rows as runs over out.states.
+void add_runs(const Batch& batch, LiveForward& out) {
+  for (size_t i = 0; i < batch.live.size(); ++i) {
+    const LiveRun& live = batch.live[i];
+    out.runs.push_back({.begin = live.begin, .count = live.count, .position = live.position, .state = &out.states[i]});
+  }
+}
 
 }  // namespace
 
@@ -134,10 +150,26 @@ LiveForward forward_live(const model::Model& model, const Batch& batch, int64_t 
     // Keys and values can be looked up at any time: the last state serves where nothing stopped for a snapshot.
     out.states.push_back(snapshots[i] ? std::move(*snapshots[i]) : walk.states[batch.live[i].sequence]);
   }
-  for (size_t i = 0; i < snapshots.size(); ++i) {
-    const LiveRun& live = batch.live[i];
-    out.runs.push_back({.begin = live.begin, .count = live.count, .position = live.position, .state = &out.states[i]});
+  add_runs(batch, out);
+  return out;
+}
+
+bool has_single_runs(const Batch& batch) {
+  for (size_t i = 1; i < batch.live.size(); ++i) {
+    if (batch.live[i].sequence == batch.live[i - 1].sequence) return false;
   }
+  return true;
+}
+
+LiveForward forward_context(const model::Model& model, const Batch& batch, int64_t chunk_rows) {
+  LATHE_CHECK(has_single_runs(batch));
+  Walk walk(model, batch);
+  walk.leave_out_live_rows();
+  while (walk.next(chunk_rows)) model.forward(at::tensor(walk.ids, at::kLong).to(model.options().device()), walk.runs);
+  LiveForward out;
+  for (const LiveRun& live : batch.live) out.states.push_back(std::move(walk.states[live.sequence]));
+  add_runs(batch, out);
+  out.inputs = {at::embedding(model.embedding().data, batch.live_ids.to(model.options().device()))};
   return out;
 }
 

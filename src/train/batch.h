@@ -49,4 +49,9 @@ struct LiveForward {
 // `keep_layers` false only the last output is kept (inputs then has one entry, states and runs none).
 LiveForward forward_live(const model::Model& model, const Batch& batch, int64_t chunk_rows, bool keep_layers);
 
+// Runs the context alone, for live rows that the caller will run: `inputs` then has one entry, that of the first layer.
+// Each sequence has one live run at most (has_single_runs).
+LiveForward forward_context(const model::Model& model, const Batch& batch, int64_t chunk_rows);
+bool has_single_runs(const Batch& batch);
+
 }  // namespace lathe::train

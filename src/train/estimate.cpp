@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "train/backward.h"
 #include "train/loss.h"
 
 namespace lathe::train {
@@ -121,6 +122,7 @@ void PassSize::operator+=(const PassSize& other) {
   sequences += other.sequences;
   rows += other.rows;
   live_rows += other.live_rows;
+  live_runs += other.live_runs;
   graded += other.graded;
   longest = std::max(longest, other.longest);
   pairs += other.pairs;
@@ -132,7 +134,7 @@ PassSize pass_size(std::span<const data::Example> examples, data::ContextMode mo
   for (const data::Example& example : examples) {
     const std::vector<data::Segment> live = data::live_segments(example, mode);
     const int64_t rows = live.back().end;
-    PassSize one{.sequences = 1, .rows = rows, .longest = rows};
+    PassSize one{.sequences = 1, .rows = rows, .live_runs = std::ssize(live), .longest = rows};
     one.pairs = static_cast<double>(rows) * static_cast<double>(rows + 1) / 2;
     for (const data::Segment& segment : live) {
       one.live_rows += segment.size();
@@ -172,6 +174,7 @@ MemoryEstimate estimate_memory(const model::ModelConfig& config, const weights::
     if (now.total() > peak.total()) peak = now;
   };
   const int64_t product = product_bytes(store, element);
+  const PassLimits limits = pass_limits(settings.step, store.parameters().front().data.device());
   for (const data::StepBatches& batches : plan.steps) {
     PassSize step;  // of the micro-batches so far
     for (const data::MicroBatch& items : batches) {
@@ -180,9 +183,10 @@ MemoryEstimate estimate_memory(const model::ModelConfig& config, const weights::
       step += pass;
       const Gradients gradients = gradient_bytes(config, store, settings, step, element);
       const int64_t context = context_bytes(config, pass, element);
-      const int64_t inputs = (config.layers + 1) * pass.live_rows * config.hidden_size * element;
-      const int64_t chunk =
-          std::min<int64_t>(pass.rows, settings.step.chunk_rows > 0 ? settings.step.chunk_rows : 1024);
+      const int64_t kept = pass.live_rows * activation_bytes(config, element);
+      const bool keep = pass.live_runs <= pass.sequences && kept <= limits.kept_bytes;
+      const int64_t inputs = keep ? kept : (config.layers + 1) * pass.live_rows * config.hidden_size * element;
+      const int64_t chunk = std::min(keep ? pass.rows - pass.live_rows : pass.rows, limits.chunk_rows);
       const int64_t head = pass.graded * (config.vocab_size + config.hidden_size) * element;
       // Forward; the loss; the first layer's backward pass, when all gradients of layers are there.
       consider(context, inputs + layer_bytes(config, pass, chunk, element, false) + product, before);

@@ -21,6 +21,7 @@ struct PassSize {
   int64_t sequences = 0;
   int64_t rows = 0;  // that are computed: those behind the last graded token are not
   int64_t live_rows = 0;
+  int64_t live_runs = 0;
   int64_t graded = 0;     // tokens with a loss
   int64_t longest = 0;    // keys that a live row looks at, at most
   double pairs = 0;       // (query, key) pairs that attention looks at

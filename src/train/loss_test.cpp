@@ -161,7 +161,7 @@ TEST_F(Loss, DpoGradientOfTheWholeModelIsThatOfFiniteDifferences) {
   // Exact: context that is constant to the gradient is not constant to a finite difference.
   const Batch batch = pack(examples_, data::ContextMode::kExact);
   const GradedRows graded = graded_rows(batch);
-  backward(model_, batch, 1024, set, objective);
+  backward(model_, batch, {}, set, objective);
   std::vector<std::pair<at::Tensor, at::Tensor>> directions;  // weight, its gradient
   double squared = 0;
   for (const auto& parameter : loaded_.store->parameters()) {

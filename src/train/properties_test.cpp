@@ -98,7 +98,8 @@ class Properties : public ::testing::TestWithParam<Case> {
 
   Outcome pass(const std::vector<data::Example>& examples, const Objective& objective, int64_t chunk_rows) const {
     weights::GradientSet set(loaded_.store->parameters().size(), weights::GradientForm::kDense);
-    Outcome outcome{.loss = backward(model(), pack(examples, mode()), chunk_rows, set, objective, /*divisor=*/1)};
+    Outcome outcome{
+        .loss = backward(model(), pack(examples, mode()), {.chunk_rows = chunk_rows}, set, objective, /*divisor=*/1)};
     for (const auto& parameter : loaded_.store->parameters()) {
       const at::Tensor& vector = set.vectors[parameter.id];
       const at::Tensor& g = vector.defined() ? vector : set.matrices[parameter.id].dense;

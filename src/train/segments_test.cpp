@@ -34,10 +34,10 @@ class Segments : public ::testing::TestWithParam<const char*> {
     return e;
   }
 
-  Gradients gradients(const std::vector<data::Example>& examples, int64_t chunk_rows = 1024) const {
+  Gradients gradients(const std::vector<data::Example>& examples, const PassLimits& limits = {}) const {
     weights::GradientSet set(loaded_.store->parameters().size(), weights::GradientForm::kDense);
     const Batch batch = pack(examples, data::ContextMode::kFrozen);
-    backward(*loaded_.model, batch, chunk_rows, set);
+    backward(*loaded_.model, batch, limits, set);
     Gradients out;
     for (const auto& parameter : loaded_.store->parameters()) {
       const at::Tensor& vector = set.vectors[parameter.id];
@@ -81,7 +81,19 @@ TEST_P(Segments, PackedDocumentsAddUp) {
 TEST_P(Segments, HowForwardPassesAreCutChangesNothing) {
   const std::vector<data::Example> batch{example(95, 1, second), example(40, 2, first), example(75, 3, second)};
   const Gradients whole = gradients(batch);
-  for (const int64_t rows : {1, 7, 64}) expect_same(whole, gradients(batch, rows));
+  for (const int64_t rows : {1, 7, 64}) expect_same(whole, gradients(batch, {.chunk_rows = rows}));
+}
+
+TEST_P(Segments, KeptActivationsAreThoseThatARunAgainMakes) {
+  constexpr int64_t kAll = int64_t{1} << 40;
+  const std::vector<data::Example> batch{example(95, 1, second), example(40, 2, first), example(75, 3, second)};
+  for (const int64_t rows : {1024, 7}) {
+    expect_same(gradients(batch), gradients(batch, {.chunk_rows = rows, .kept_bytes = kAll}));
+  }
+  const auto all = [](int64_t) { return true; };
+  expect_same(gradients({example(50, 1, all)}), gradients({example(50, 1, all)}, {.kept_bytes = kAll}));
+  const auto both = [](int64_t t) { return first(t) || second(t); };  // two runs: the second has the first as its past
+  expect_same(gradients({example(95, 1, both)}), gradients({example(95, 1, both)}, {.kept_bytes = kAll}));
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, Segments, ::testing::Values("llama", "qwen2", "qwen3", "qwen3_5"));

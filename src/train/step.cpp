@@ -1,9 +1,9 @@
 // One step of teaching, top to bottom:
 //
 //   examples -> packed rows, live rows among them            batch.h
-//   context and live rows forward, no gradient               batch.h: K/V kept, layer inputs of live rows kept
+//   context and live rows forward                            batch.h: K/V kept, layer inputs of live rows kept
 //   loss of the graded rows, a slice at a time               loss.h, objective.h
-//   backward, layer by layer, last to first                  backward.h: recompute one layer, autograd inside it only
+//   backward, layer by layer, last to first                  backward.h: autograd inside one layer only
 //   gradients as factors (X, dY)                             weights/gradient.h; over all micro-batches
 //   proposal: scales, norms, checks                          optim/optimizer.h
 //   commit: the gate held alone, weights changed in place
@@ -73,9 +73,10 @@ Trainer::Trainer(const model::Model& model, const weights::WeightStore& store, w
                  optim::OptimizerConfig optimizer)
     : model_(model), store_(store), gate_(gate), optimizer_(store, optimizer) {}
 
-int64_t Trainer::chunk_rows(const StepOptions& options) const {
-  if (options.chunk_rows > 0) return options.chunk_rows;
-  return model_.options().device().is_cpu() ? 1024 : 16384;
+PassLimits pass_limits(const StepOptions& options, c10::Device device) {
+  const bool cpu = device.is_cpu();
+  return {.chunk_rows = options.chunk_rows > 0 ? options.chunk_rows : (cpu ? 1024 : 16384),
+          .kept_bytes = options.kept_bytes.value_or(cpu ? int64_t{256} << 20 : 0)};
 }
 
 std::vector<MicroBatch> micro_batches(std::span<const data::Example> examples, size_t size) {
@@ -104,7 +105,8 @@ Result<StepProposal> Trainer::propose(std::span<const MicroBatch> batches, const
                                                                    : weights::GradientForm::kFactors);
     StepProposal proposal;
     for (const auto& [batch, objective] : passes) {
-      proposal.loss += backward(model_, batch, chunk_rows(options), gradients, objective, size);
+      proposal.loss +=
+          backward(model_, batch, pass_limits(options, model_.options().device()), gradients, objective, size);
       if (!std::isfinite(proposal.loss)) return kLossNotFinite;
       proposal.graded_tokens += graded_tokens(batch);
       proposal.tokens += batch.total_rows;
@@ -148,7 +150,7 @@ Result<StepReport> Trainer::stream(const Batch& batch, const Objective& objectiv
   using weights::GradientSet;
   const size_t parameters = store_.parameters().size();
   StepReport report{.graded_tokens = graded_tokens(batch), .tokens = batch.total_rows};
-  BackwardPass pass(model_, batch, chunk_rows(options));
+  BackwardPass pass(model_, batch, pass_limits(options, model_.options().device()));
   GradientSet ends(parameters, weights::GradientForm::kSmaller);  // head, final norm, embedding
   report.loss = pass.loss(objective, objective.size(graded_rows(batch)), ends);
   if (!std::isfinite(report.loss)) return kLossNotFinite;
@@ -186,7 +188,8 @@ Result<Trainer::Evaluation> Trainer::evaluate(std::span<const data::Example> exa
   LATHE_TRY(data::validate(examples, model_.config().vocab_size, model_.config().max_positions));
   return guarded("the evaluation", [&]() -> Result<Evaluation> {
     const Batch batch = pack(examples, options.context);
-    const LiveForward live = forward_live(model_, batch, chunk_rows(options), /*keep_layers=*/false);
+    const LiveForward live =
+        forward_live(model_, batch, pass_limits(options, model_.options().device()).chunk_rows, /*keep_layers=*/false);
     const GradedRows graded = graded_rows(batch);
     const double size = objective.size(graded);
     return Evaluation{loss_value(model_, graded, live.inputs.back(), objective, size), size};

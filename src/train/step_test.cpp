@@ -298,14 +298,16 @@ TEST(Memory, StreamingKeepsOneLayersGradients) {
   const data::Example example = graded_text(1500);
   const auto peak = [&](GradientPath path) {
     Taught taught(config, at::kBFloat16, {});
+    StepOptions options = by(path);
+    options.kept_bytes = 0;
     const weights::MemoryWatch watch;
-    EXPECT_TRUE(taught.trainer->step({&example, 1}, by(path)).ok());
+    EXPECT_TRUE(taught.trainer->step({&example, 1}, options).ok());
     return watch.peak();
   };
   // X and dY of qkv, o, gate_up and down.
   const size_t layer = 1500 * 2 * ((64 + 288) + (96 + 64) + (64 + 256) + (128 + 64));
   const size_t streaming = peak(GradientPath::kStreaming), factored = peak(GradientPath::kFactored);
-  EXPECT_LT(streaming + 10 * layer, factored);
+  EXPECT_LT(streaming + 8 * layer, factored);  // of 16 layers; what both need beside them peaks at another time
 }
 
 }  // namespace

@@ -21,6 +21,7 @@
 namespace lathe::train {
 
 struct Batch;
+struct PassLimits;
 
 // How gradients travel from the backward pass into the weights. All three lead to the same update, but for rounding.
 enum class GradientPath {
@@ -38,11 +39,17 @@ struct StepOptions {
   double learning_rate = 1e-5;
   data::ContextMode context = data::ContextMode::kFrozen;
   int64_t chunk_rows = 0;  // rows per forward pass; 0: 1,024 on a CPU, 16,384 on a GPU, which they keep busy
+  // PassLimits::kept_bytes (backward.h); by default 256 MiB on a CPU, where running a layer again is dear, and 0 on a
+  // GPU, where memory is.
+  std::optional<int64_t> kept_bytes;
   GradientPath gradients = GradientPath::kFactored;
   // kStreaming only: hold the Gate for each layer's write instead of the whole backward pass. Requests go on meanwhile,
   // through a model of which some layers are updated and some are not yet.
   bool live = false;
 };
+
+// With defaults filled in for weights on `device`.
+PassLimits pass_limits(const StepOptions& options, c10::Device device);
 
 // What one forward and backward pass takes. An objective may know more about these very examples (dpo.h, kl.h).
 struct MicroBatch {
@@ -111,8 +118,6 @@ class Trainer {
 
  private:
   Result<StepReport> stream(const Batch& batch, const Objective& objective, const StepOptions& options);
-
-  int64_t chunk_rows(const StepOptions& options) const;
 
   const model::Model& model_;
   const weights::WeightStore& store_;
