@@ -76,7 +76,7 @@ Trainer::Trainer(const model::Model& model, const weights::WeightStore& store, w
 PassLimits pass_limits(const StepOptions& options, c10::Device device) {
   const bool cpu = device.is_cpu();
   return {.chunk_rows = options.chunk_rows > 0 ? options.chunk_rows : (cpu ? 1024 : 16384),
-          .kept_bytes = options.kept_bytes.value_or(cpu ? int64_t{256} << 20 : 0)};
+          .kept_bytes = options.kept_bytes.value_or(cpu ? int64_t{512} << 20 : 0)};
 }
 
 std::vector<MicroBatch> micro_batches(std::span<const data::Example> examples, size_t size) {

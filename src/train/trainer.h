@@ -39,7 +39,7 @@ struct StepOptions {
   double learning_rate = 1e-5;
   data::ContextMode context = data::ContextMode::kFrozen;
   int64_t chunk_rows = 0;  // rows per forward pass; 0: 1,024 on a CPU, 16,384 on a GPU, which they keep busy
-  // PassLimits::kept_bytes (backward.h); by default 256 MiB on a CPU, where running a layer again is dear, and 0 on a
+  // PassLimits::kept_bytes (backward.h); by default 512 MiB on a CPU, where running a layer again is dear, and 0 on a
   // GPU, where memory is.
   std::optional<int64_t> kept_bytes;
   GradientPath gradients = GradientPath::kFactored;
