@@ -21,7 +21,8 @@ done
 ldd "${programs[@]}" | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
   grep -vE '/(torch|nvidia)/|/(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s|ld-linux[^/]*)\.so' |
   while read -r library; do cp -L "$library" "$pack/lib/"; done
-cp tests/gpu/run.sh tests/gpu/exporter.py "$pack/"
+cp tests/gpu/run.sh tests/gpu/exporter.py tests/gpu/serving.py "$pack/"
+cp -r tests/golden/text/own "$pack/text"
 mkdir -p "$pack/python" && cp -r python/lathe_vllm/lathe_vllm "$pack/python/" # what exporter.py and vLLM over there import
 rm -rf "$pack/python/lathe_vllm/__pycache__"
 du -sh "$pack" | sed 's/^/pack: /'

@@ -102,10 +102,18 @@ struct SinkRmsNorm : torch::autograd::Function<SinkRmsNorm> {
   }
 };
 
-at::Tensor turned(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+}  // namespace
+
+at::Tensor rms_norm(const at::Tensor& x, const weights::Parameter& weight, double eps, weights::GradientSink* sink) {
+  if (sink && at::GradMode::is_enabled()) return SinkRmsNorm::apply(x, &weight, eps, sink);
+  return normed(x, weight.data, eps);
+}
+
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool back) {
   const int64_t rows = x.size(0), heads = x.size(1), size = x.size(2), half = size / 2;
+  const at::Tensor angle_sin = back ? sin.neg() : sin;
   at::Tensor y = at::empty({rows, heads, size}, x.options());
-  const uint16_t *x_data = data(x), *cos_data = data(cos), *sin_data = data(sin);
+  const uint16_t *x_data = data(x), *cos_data = data(cos), *sin_data = data(angle_sin);
   uint16_t* y_data = mutable_data(y);
   at::parallel_for(0, rows, grain_rows(heads * size), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -118,72 +126,33 @@ at::Tensor turned(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   return y;
 }
 
-// The gradient is turned back by the same angles.
-struct Rotate : torch::autograd::Function<Rotate> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& cos,
-                            const at::Tensor& sin) {
-    context->save_for_backward({cos, sin});
-    return turned(x, cos, sin);
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const variable_list tables = context->get_saved_variables();
-    return {turned(gradients[0].contiguous(), tables[0], tables[1].neg()), at::Tensor(), at::Tensor()};
-  }
-};
-
-at::Tensor activated(const at::Tensor& gate_up) {
+at::Tensor silu_mul(const at::Tensor& gate_up) {
   const int64_t rows = gate_up.size(0), inner = gate_up.size(1) / 2;
   at::Tensor y = at::empty({rows, inner}, gate_up.options());
   const uint16_t* in = data(gate_up);
   uint16_t* out = mutable_data(y);
   at::parallel_for(0, rows, grain_rows(inner), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const uint16_t* gate = in + row * gate_up.stride(0);
+      const uint16_t* gate = in + row * 2 * inner;
       kernels::silu_mul_row(gate, gate + inner, out + row * inner, inner);
     }
   });
   return y;
 }
 
-struct SiluMul : torch::autograd::Function<SiluMul> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& gate_up) {
-    context->save_for_backward({gate_up});
-    return activated(gate_up);
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const at::Tensor gate_up = context->get_saved_variables()[0], dy = gradients[0].contiguous();
-    const int64_t rows = gate_up.size(0), inner = gate_up.size(1) / 2;
-    at::Tensor d_gate_up = at::empty({rows, 2 * inner}, gate_up.options());
-    const uint16_t *in = data(gate_up), *dy_data = data(dy);
-    uint16_t* out = mutable_data(d_gate_up);
-    at::parallel_for(0, rows, grain_rows(inner), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const uint16_t* gate = in + row * gate_up.stride(0);
-        uint16_t* d_gate = out + row * 2 * inner;
-        kernels::silu_mul_backward_row(dy_data + row * inner, gate, gate + inner, d_gate, d_gate + inner, inner);
-      }
-    });
-    return {d_gate_up};
-  }
-};
-
-bool differentiates(const at::Tensor& x) {
-  return at::GradMode::is_enabled() && x.requires_grad();
-}
-
-}  // namespace
-
-at::Tensor rms_norm(const at::Tensor& x, const weights::Parameter& weight, double eps, weights::GradientSink* sink) {
-  if (sink && at::GradMode::is_enabled()) return SinkRmsNorm::apply(x, &weight, eps, sink);
-  return normed(x, weight.data, eps);
-}
-
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  return differentiates(x) ? Rotate::apply(x, cos, sin) : turned(x, cos, sin);
-}
-
-at::Tensor silu_mul(const at::Tensor& gate_up) {
-  return differentiates(gate_up) ? SiluMul::apply(gate_up) : activated(gate_up);
+at::Tensor silu_mul_backward(const at::Tensor& dy, const at::Tensor& gate_up) {
+  const int64_t rows = gate_up.size(0), inner = gate_up.size(1) / 2;
+  at::Tensor d_gate_up = at::empty({rows, 2 * inner}, gate_up.options());
+  const uint16_t *in = data(gate_up), *dy_data = data(dy);
+  uint16_t* out = mutable_data(d_gate_up);
+  at::parallel_for(0, rows, grain_rows(inner), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const uint16_t* gate = in + row * 2 * inner;
+      uint16_t* d_gate = out + row * 2 * inner;
+      kernels::silu_mul_backward_row(dy_data + row * inner, gate, gate + inner, d_gate, d_gate + inner, inner);
+    }
+  });
+  return d_gate_up;
 }
 
 }  // namespace lathe::model::cpu

@@ -22,8 +22,11 @@ bool few_rows(const at::Tensor& x);
 // the sink.
 at::Tensor rms_norm(const at::Tensor& x, const weights::Parameter& weight, double eps, weights::GradientSink* sink);
 
-// Differentiable in x.
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
+// Without autograd; ops.cpp puts forward and backward together. x [N, heads, K], all of K rotating, by the tables [N,
+// K/2]; `back`: by the same angles the other way.
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool back);
+// gate_up [N, 2I], dy [N, I], both contiguous.
 at::Tensor silu_mul(const at::Tensor& gate_up);
+at::Tensor silu_mul_backward(const at::Tensor& dy, const at::Tensor& gate_up);
 
 }  // namespace lathe::model::cpu

@@ -36,52 +36,6 @@ void queue(const at::Tensor& x, Launch&& launch) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-at::Tensor turned(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool backward) {
-  at::Tensor y = at::empty(x.sizes(), x.options());
-  queue(x, [&](k::Stream stream) {
-    k::rotate(x.const_data_ptr(), rows_of(x), number(x), 2 * cos.size(1), cos.const_data_ptr(), sin.const_data_ptr(),
-              y.mutable_data_ptr(), backward, stream);
-  });
-  return y;
-}
-
-struct Rotate : torch::autograd::Function<Rotate> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& cos,
-                            const at::Tensor& sin) {
-    context->save_for_backward({cos, sin});
-    return turned(x, cos, sin, /*backward=*/false);
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const variable_list tables = context->get_saved_variables();
-    return {turned(gradients[0].contiguous(), tables[0], tables[1], /*backward=*/true), at::Tensor(), at::Tensor()};
-  }
-};
-
-at::Tensor activated(const at::Tensor& gate_up) {
-  const int64_t rows = gate_up.size(0), inner = gate_up.size(1) / 2;
-  at::Tensor y = at::empty({rows, inner}, gate_up.options());
-  queue(gate_up, [&](k::Stream stream) {
-    k::silu_mul(gate_up.const_data_ptr(), rows, inner, number(gate_up), y.mutable_data_ptr(), stream);
-  });
-  return y;
-}
-
-struct SiluMul : torch::autograd::Function<SiluMul> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& gate_up) {
-    context->save_for_backward({gate_up});
-    return activated(gate_up);
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const at::Tensor gate_up = context->get_saved_variables()[0], dy = gradients[0].contiguous();
-    at::Tensor d_gate_up = at::empty(gate_up.sizes(), gate_up.options());
-    queue(gate_up, [&](k::Stream stream) {
-      k::silu_mul_backward(dy.const_data_ptr(), gate_up.const_data_ptr(), gate_up.size(0), gate_up.size(1) / 2,
-                           number(gate_up), d_gate_up.mutable_data_ptr(), stream);
-    });
-    return {d_gate_up};
-  }
-};
-
 struct Normed {
   at::Tensor y;  // x's shape
   at::Tensor r;  // [rows] fp32
@@ -125,10 +79,6 @@ struct SinkRmsNorm : torch::autograd::Function<SinkRmsNorm> {
   }
 };
 
-bool differentiates(const at::Tensor& x) {
-  return at::GradMode::is_enabled() && x.requires_grad();
-}
-
 }  // namespace
 
 bool can_run(const at::Tensor& x) {
@@ -143,13 +93,31 @@ at::Tensor rms_norm(const at::Tensor& x, const weights::Parameter& weight, doubl
   return normed(x, weight.data, eps, zero_centred).y;
 }
 
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  return differentiates(x) ? Rotate::apply(x, cos, sin) : turned(x, cos, sin, /*backward=*/false);
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool back) {
+  at::Tensor y = at::empty(x.sizes(), x.options());
+  queue(x, [&](k::Stream stream) {
+    k::rotate(x.const_data_ptr(), rows_of(x), number(x), 2 * cos.size(1), cos.const_data_ptr(), sin.const_data_ptr(),
+              y.mutable_data_ptr(), back, stream);
+  });
+  return y;
 }
 
 at::Tensor silu_mul(const at::Tensor& gate_up) {
-  const at::Tensor packed = gate_up.contiguous();
-  return differentiates(packed) ? SiluMul::apply(packed) : activated(packed);
+  const int64_t rows = gate_up.size(0), inner = gate_up.size(1) / 2;
+  at::Tensor y = at::empty({rows, inner}, gate_up.options());
+  queue(gate_up, [&](k::Stream stream) {
+    k::silu_mul(gate_up.const_data_ptr(), rows, inner, number(gate_up), y.mutable_data_ptr(), stream);
+  });
+  return y;
+}
+
+at::Tensor silu_mul_backward(const at::Tensor& dy, const at::Tensor& gate_up) {
+  at::Tensor d_gate_up = at::empty(gate_up.sizes(), gate_up.options());
+  queue(gate_up, [&](k::Stream stream) {
+    k::silu_mul_backward(dy.const_data_ptr(), gate_up.const_data_ptr(), gate_up.size(0), gate_up.size(1) / 2,
+                         number(gate_up), d_gate_up.mutable_data_ptr(), stream);
+  });
+  return d_gate_up;
 }
 
 SoftMaxStatistics soft_max_statistics(const at::Tensor& logits, const at::Tensor& targets) {

@@ -1,5 +1,5 @@
-// The operations of model/ops.h on a GPU, over the kernels of kernels/cuda_layers.h. Each is differentiable where ops.h
-// says so; the ATen forms in ops.cpp are the oracle (gpu_ops_test.cpp).
+// The operations of model/ops.h on a GPU, over the kernels of kernels/cuda_layers.h; the ATen forms in ops.cpp are the
+// oracle (gpu_ops_test.cpp).
 //
 // Only in a build with CUDA; ops.cpp asks for them when an input is on a GPU.
 // Threads: any. Asynchronous: on the calling thread's stream.
@@ -20,9 +20,11 @@ bool can_run(const at::Tensor& x);
 at::Tensor rms_norm(const at::Tensor& x, const weights::Parameter& weight, double eps, NormStyle style,
                     weights::GradientSink* sink);
 
-// Differentiable in x.
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
+// Without autograd; ops.cpp puts forward and backward together. `back`: by the same angles the other way.
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool back);
+// gate_up [N, 2I], dy [N, I], both contiguous.
 at::Tensor silu_mul(const at::Tensor& gate_up);
+at::Tensor silu_mul_backward(const at::Tensor& dy, const at::Tensor& gate_up);
 
 // Of logits [n, V] and targets [n] int64 on the same GPU.
 struct SoftMaxStatistics {

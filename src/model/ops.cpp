@@ -79,6 +79,67 @@ struct SinkRmsNorm : torch::autograd::Function<SinkRmsNorm> {
   }
 };
 
+// The fused kernels of x's device.
+at::Tensor fused_rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool back) {
+  if constexpr (gpu::kBuilt) {
+    if (x.is_cuda()) return cuda::rotate(x, cos, sin, back);
+  }
+  return cpu::rotate(x, cos, sin, back);
+}
+at::Tensor fused_silu_mul(const at::Tensor& gate_up) {
+  if constexpr (gpu::kBuilt) {
+    if (gate_up.is_cuda()) return cuda::silu_mul(gate_up);
+  }
+  return cpu::silu_mul(gate_up);
+}
+at::Tensor fused_silu_mul_backward(const at::Tensor& dy, const at::Tensor& gate_up) {
+  if constexpr (gpu::kBuilt) {
+    if (gate_up.is_cuda()) return cuda::silu_mul_backward(dy, gate_up);
+  }
+  return cpu::silu_mul_backward(dy, gate_up);
+}
+
+// The gradient is turned back by the same angles.
+struct FusedRotate : torch::autograd::Function<FusedRotate> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& cos,
+                            const at::Tensor& sin) {
+    context->save_for_backward({cos, sin});
+    return fused_rotate(x, cos, sin, /*back=*/false);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const variable_list tables = context->get_saved_variables();
+    return {fused_rotate(gradients[0].contiguous(), tables[0], tables[1], /*back=*/true), at::Tensor(), at::Tensor()};
+  }
+};
+
+struct FusedSiluMul : torch::autograd::Function<FusedSiluMul> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& gate_up) {
+    context->save_for_backward({gate_up});
+    return fused_silu_mul(gate_up);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    return {fused_silu_mul_backward(gradients[0].contiguous(), context->get_saved_variables()[0])};
+  }
+};
+
+bool differentiates(const at::Tensor& x) {
+  return at::GradMode::is_enabled() && x.requires_grad();
+}
+
+bool can_rotate_fused(const at::Tensor& x, const at::Tensor& cos) {
+  if constexpr (gpu::kBuilt) {
+    if (cuda::can_run(x)) return true;
+  }
+  return cpu::can_run(x) && 2 * cos.size(1) == x.size(-1);
+}
+
+bool can_silu_mul_fused(const at::Tensor& gate_up) {
+  if constexpr (gpu::kBuilt) {
+    if (cuda::can_run(gate_up)) return true;
+  }
+  return cpu::can_run(gate_up);
+}
+
 }  // namespace
 
 at::Tensor linear(const at::Tensor& x, const Parameter& weight, const Parameter* bias, GradientSink* sink) {
@@ -100,11 +161,9 @@ at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps, No
 }
 
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  if constexpr (gpu::kBuilt) {
-    if (cuda::can_run(x)) return cuda::rotate(x, cos, sin);
-  }
+  if (can_rotate_fused(x, cos))
+    return differentiates(x) ? FusedRotate::apply(x, cos, sin) : fused_rotate(x, cos, sin, /*back=*/false);
   const int64_t half = cos.size(1), rotating = 2 * half;
-  if (cpu::can_run(x) && rotating == x.size(-1)) return cpu::rotate(x, cos, sin);
   const at::Tensor first = x.narrow(-1, 0, half), second = x.narrow(-1, half, half);
   const at::Tensor c = cos.unsqueeze(1), s = sin.unsqueeze(1);
   std::vector<at::Tensor> pieces{first * c - second * s, second * c + first * s};
@@ -113,10 +172,10 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 }
 
 at::Tensor silu_mul(const at::Tensor& gate_up) {
-  if constexpr (gpu::kBuilt) {
-    if (cuda::can_run(gate_up)) return cuda::silu_mul(gate_up);
+  if (can_silu_mul_fused(gate_up)) {
+    const at::Tensor packed = gate_up.contiguous();
+    return differentiates(packed) ? FusedSiluMul::apply(packed) : fused_silu_mul(packed);
   }
-  if (cpu::can_run(gate_up)) return cpu::silu_mul(gate_up);
   const int64_t inner = gate_up.size(-1) / 2;
   return at::silu(gate_up.narrow(-1, 0, inner)) * gate_up.narrow(-1, inner, inner);
 }

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs a packed build (scripts/pack.sh) on a machine with a GPU: doctor, the GPU tests, parity in fp32 and bf16, the benchmarks.
 # Needs a torch 2.11.0 with CUDA that `python3` can import; nothing is built. Prints a short table last, full logs go to $OUT.
-# usage: run.sh [doctor] [tests] [parity] [attention] [bench] [sync]    (all but sync)
+# usage: run.sh [doctor] [tests] [parity] [serve] [attention] [bench] [sync]    (all but sync)
 #   GOLDEN=folder of reference folders    BENCH="arguments of gpu_bench; those of another run; ..."
 #   SYNC_FOLDER=where 40 GB fit (/tmp)    SYNC="arguments of live_sync_bench"
 set -uo pipefail
 pack=$(cd "$(dirname "$0")" && pwd)
 OUT=${OUT:-$(mktemp -d)}
-steps=${*:-doctor tests parity attention bench}
+steps=${*:-doctor tests parity serve attention bench}
 torch=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))') || exit 2
 LD_LIBRARY_PATH=$torch/lib:$(ls -d "$torch"/../nvidia/*/lib | paste -sd:):$pack/lib:${LD_LIBRARY_PATH:-}
 export LD_LIBRARY_PATH LATHE_PACK=$pack
@@ -45,6 +45,16 @@ run_parity() {
       "frozen $(number frozen_logits) $(number frozen_grad)" \
       "of transformers' $(number full_over_transformers) $(number frozen_over_transformers)"
   done
+}
+
+run_serve() {
+  local folder
+  folder=$(mktemp -d)
+  timeout 250 python3 "$pack/serving.py" "$pack/bin/lathe" "$pack/text" "$folder" 2>&1 | tee "$OUT/serve.log"
+  note serve "${PIPESTATUS[0]}"
+  timeout 100 "$pack/bin/lathe" bench "$folder/model" --device cuda --json 2>&1 | tee "$OUT/lathe_bench.log"
+  note "lathe bench" "${PIPESTATUS[0]}"
+  rm -rf "$folder"
 }
 
 run_attention() {
