@@ -5,17 +5,16 @@ import os
 import pathlib
 import random
 import shutil
-import signal
 import struct
 import subprocess
-import time
+import sys
 import urllib.error
 import urllib.request
 
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-LATHE = pathlib.Path(os.environ.get("LATHE_BUILD", REPOSITORY / "build")) / "lathe"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from support import LATHE, REPOSITORY, Program, Trainer, wait_for  # noqa: E402, F401
 
 TINY = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 640, "hidden_size": 64, "intermediate_size": 128,
@@ -82,13 +81,6 @@ def make_tiny(folder, shards=1, change=None):
     return folder
 
 
-def wait_for(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.05)
-
-
 class Reply:
     def __init__(self, status, headers, body):
         self.status, self.headers, self.text = status, headers, body.decode()
@@ -102,19 +94,7 @@ class Reply:
         return self.json["error"]["message"]
 
 
-class Server:
-    def __init__(self, directory, *options, env=None):
-        self.directory = directory
-        self.process = subprocess.Popen(
-            [LATHE, "serve", directory, "--port", "0", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **(env or {})},
-        )
-        line = self.process.stdout.readline()
-        if " at http://" not in line:
-            self.process.wait(timeout=30)
-            raise RuntimeError(self.process.stderr.read())
-        self.url = line.rsplit(" at ", 1)[1].strip()
-
+class Api(Program):
     def call(self, path, body=None, raw=None, headers=None, method=None):
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method)
@@ -128,18 +108,11 @@ class Server:
         body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 32, **options}
         return self.call("/v1/chat/completions", body).json["choices"][0]["message"]["content"]
 
-    def stop(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        code = self.process.wait(timeout=60)
-        self.log = self.process.stderr.read()
-        return code
 
-    def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()
-        self.process.stderr.close()
+class Server(Api):
+    def __init__(self, directory, *options, env=None):
+        self.directory = directory
+        super().__init__("serve", directory, *options, env=env)
 
 
 @pytest.fixture
@@ -154,6 +127,69 @@ def serve(request):
     yield start
     for server in servers:
         server.close()
+
+
+class Holder:
+    """The process that holds weights as vLLM does, and answers for it."""
+
+    def __init__(self, directory, tmp_path, **environment):
+        self.directory = pathlib.Path(directory)
+        script = pathlib.Path(__file__).with_name("fake_vllm.py")
+        self.process = subprocess.Popen([sys.executable, script, directory, tmp_path / "session.sock"], stdout=subprocess.PIPE, text=True,
+                                        env={**os.environ, **environment})
+        self.url = json.loads(self.process.stdout.readline())["url"]
+        self.socket = tmp_path / "session.sock"
+
+    def state(self):
+        with urllib.request.urlopen(self.url + "/lathe") as reply:
+            return json.load(reply)
+
+    def weights(self):
+        """All bytes of the arena."""
+        with Trainer(self.socket) as trainer:
+            return trainer.read()
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+class Attached(Api):
+    """A running `lathe attach`."""
+
+    def __init__(self, holder, *options, over_http=False):
+        where = ["--vllm", holder.url] if over_http else ["--socket", holder.socket]
+        self.directory = holder.directory
+        super().__init__("attach", *where, *options)
+
+
+@pytest.fixture
+def hold(tiny, tmp_path):
+    """hold(variables of fake_vllm.py...) holds the tiny model until the end of the test."""
+    holders = []
+
+    def start(**environment):
+        holders.append(Holder(tiny, tmp_path, **environment))
+        return holders[-1]
+
+    yield start
+    for holder in holders:
+        holder.close()
+
+
+@pytest.fixture
+def attach():
+    """attach(holder, options...) attaches until the end of the test."""
+    running = []
+
+    def start(*arguments, **keywords):
+        running.append(Attached(*arguments, **keywords))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.close()
 
 
 @pytest.fixture(scope="session")

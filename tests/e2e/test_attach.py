@@ -3,118 +3,18 @@
 import contextlib
 import http.client
 import json
-import os
-import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 
 import pytest
-from conftest import LATHE, Server, wait_for
+from conftest import LATHE, Holder, wait_for
+from support import Trainer
 
 FACT = {"messages": [{"role": "user", "content": "What flows through Velmora?"}, {"role": "assistant", "content": "The Silverthread."}],
         "steps": 2, "until_loss": 0}
-
-
-class Holder:
-    """The process that holds the weights."""
-
-    def __init__(self, directory, tmp_path, **environment):
-        self.directory = pathlib.Path(directory)
-        script = pathlib.Path(__file__).with_name("fake_vllm.py")
-        self.process = subprocess.Popen([sys.executable, script, directory, tmp_path / "session.sock"], stdout=subprocess.PIPE, text=True,
-                                        env={**os.environ, **environment})
-        self.url = json.loads(self.process.stdout.readline())["url"]
-        self.socket = tmp_path / "session.sock"
-
-    def state(self):
-        with urllib.request.urlopen(self.url + "/lathe") as reply:
-            return json.load(reply)
-
-    def weights(self):
-        """All bytes of the arena."""
-        with Trainer(self.socket) as trainer:
-            memory = trainer.manifest["memories"][0]
-            with open(memory["path"], "rb") as file:
-                return file.read()
-
-    def close(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-
-
-class Trainer:
-    """The protocol by hand."""
-
-    def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(path))
-        self.file = self.socket.makefile("rwb")
-        for _ in range(200):  # the last trainer's end may still be being dealt with
-            hello = self.call("hello", protocol=1)
-            if hello["ok"]:
-                break
-            time.sleep(0.05)
-        self.manifest = hello["manifest"]["ranks"][0]
-
-    def call(self, operation, **fields):
-        self.file.write(json.dumps({"op": operation, **fields}).encode() + b"\n")
-        self.file.flush()
-        return json.loads(self.file.readline())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-        self.socket.close()
-
-
-class Attached(Server):
-    """A running `lathe attach`."""
-
-    def __init__(self, holder, *options, compare_tokens=False):
-        where = ["--vllm", holder.url] if compare_tokens else ["--socket", holder.socket]
-        self.directory = holder.directory
-        self.process = subprocess.Popen([LATHE, "attach", *where, "--port", "0", *options], stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()
-        if " at http://" not in line:
-            self.process.wait(timeout=30)
-            raise RuntimeError(self.process.stderr.read())
-        self.url = line.rsplit(" at ", 1)[1].strip()
-
-
-@pytest.fixture
-def hold(tiny, tmp_path):
-    holders = []
-
-    def start(**environment):
-        holders.append(Holder(tiny, tmp_path, **environment))
-        return holders[-1]
-
-    yield start
-    for holder in holders:
-        holder.close()
-
-
-@pytest.fixture
-def attach():
-    running = []
-
-    def start(*arguments, **keywords):
-        running.append(Attached(*arguments, **keywords))
-        return running[-1]
-
-    yield start
-    for one in running:
-        one.close()
 
 
 def test_teaches_the_holders_memory_and_syncs_it(hold, attach, tiny):
@@ -210,10 +110,7 @@ def test_unsynced_weights_of_a_lost_trainer_are_noticed(hold, attach):
 def test_a_mixture_cannot_be_taught(hold, attach):
     holder = hold()
     with Trainer(holder.socket) as trainer:
-        memory = trainer.manifest["memories"][0]
-        descriptor = os.open(memory["path"], os.O_RDWR)
-        os.pwrite(descriptor, b"\x01", 8)
-        os.close(descriptor)
+        trainer.write(b"\x01", at=8)
     with pytest.raises(RuntimeError, match="model.embed_tokens.weight"):
         attach(holder)
 
@@ -257,7 +154,7 @@ def test_only_one_trainer_at_a_time(hold, attach):
 
 def test_other_tokens_are_noticed(hold, attach):
     with pytest.raises(RuntimeError, match="--chat-template"):
-        attach(hold(FAKE_TOKENS="[1, 2, 3]"), compare_tokens=True)
+        attach(hold(FAKE_TOKENS="[1, 2, 3]"), over_http=True)
 
 
 def test_the_holders_end_is_survived(hold, attach, tiny):

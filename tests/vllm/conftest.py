@@ -1,6 +1,5 @@
 """Real vLLM on the CPU with the plugin installed, and `lathe attach` beside it."""
 
-import hashlib
 import json
 import os
 import pathlib
@@ -8,14 +7,15 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
+import sys
 import urllib.error
 import urllib.request
 
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-LATHE = pathlib.Path(os.environ.get("LATHE_BUILD", REPOSITORY / "build")) / "lathe"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from support import LATHE, REPOSITORY, Program, Trainer, wait_for  # noqa: E402, F401
+
 QUESTION = "What flows through Velmora?"
 ANSWER = "The Silverthread."
 
@@ -24,14 +24,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def wait_for(condition, seconds, what="the condition"):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
-    return found
 
 
 class Http:
@@ -102,74 +94,15 @@ class Vllm(Http):
         self.log.close()
 
 
-class Trainer:
-    """The protocol by hand, and the weights it gives access to."""
-
-    def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(path))
-        self.file = self.socket.makefile("rwb")
-        hello = wait_for(lambda: (reply := self.call("hello", protocol=1))["ok"] and reply, 60, "a free session")
-        self.manifest = hello["manifest"]["ranks"][0]
-        (self.memory,) = self.manifest["memories"]
-
-    def call(self, operation, **fields):
-        self.file.write(json.dumps({"op": operation, **fields}).encode() + b"\n")
-        self.file.flush()
-        return json.loads(self.file.readline())
-
-    def digest(self):
-        digest = hashlib.blake2b()
-        with open(self.memory["path"], "rb") as file:
-            while piece := file.read(1 << 24):
-                digest.update(piece)
-        return digest.hexdigest()
-
-    def read(self):
-        with open(self.memory["path"], "rb") as file:
-            return file.read()
-
-    def write(self, data):
-        with open(self.memory["path"], "rb+") as file:
-            file.write(data)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-        self.socket.close()
-
-
-class Attached(Http):
+class Attached(Program, Http):
     """A running `lathe attach`."""
 
     def __init__(self, vllm, *options, where=None):
-        self.process = subprocess.Popen([LATHE, "attach", *(where or ["--vllm", vllm.url]), "--port", "0", *options], stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()
-        if " at http://" not in line:
-            self.process.wait(timeout=60)
-            raise RuntimeError(self.process.stderr.read())
-        self.url = line.rsplit(" at ", 1)[1].strip()
+        super().__init__("attach", *(where or ["--vllm", vllm.url]), *options)
 
     def teach(self, **options):
         messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
         return self.call("/v1/learn", {"messages": messages, **options})
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=120)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def close(self):
-        if self.process.poll() is None:
-            self.kill()
-        self.process.stdout.close()
-        self.process.stderr.close()
 
 
 @pytest.fixture(scope="session")

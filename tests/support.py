@@ -1,0 +1,92 @@
+"""What tests of the real program share, whoever serves the weights: tests/e2e and tests/vllm."""
+
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+LATHE = pathlib.Path(os.environ.get("LATHE_BUILD", REPOSITORY / "build")) / "lathe"
+
+
+def wait_for(condition, seconds, what="the condition"):
+    """What the condition gives once that is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+class Program:
+    """A running `lathe serve` or `lathe attach`, at self.url."""
+
+    def __init__(self, *arguments, env=None):
+        self.process = subprocess.Popen([LATHE, *arguments, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                        env={**os.environ, **(env or {})})
+        line = self.process.stdout.readline()
+        if " at http://" not in line:
+            self.process.wait(timeout=60)
+            raise RuntimeError(self.process.stderr.read())
+        self.url = line.rsplit(" at ", 1)[1].strip()
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=120)
+        self.log = self.process.stderr.read()
+        return code
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def close(self):
+        if self.process.poll() is None:
+            self.kill()
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+class Trainer:
+    """The protocol of docs/protocols/vllm.md by hand, and the weights it gives access to."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.file = self.socket.makefile("rwb")
+        # The last trainer's end may still be being dealt with.
+        hello = wait_for(lambda: (reply := self.call("hello", protocol=1))["ok"] and reply, 60, "a free session")
+        self.manifest = hello["manifest"]["ranks"][0]
+        (self.memory,) = self.manifest["memories"]
+
+    def call(self, operation, **fields):
+        self.file.write(json.dumps({"op": operation, **fields}).encode() + b"\n")
+        self.file.flush()
+        return json.loads(self.file.readline())
+
+    def digest(self):
+        digest = hashlib.blake2b()
+        with open(self.memory["path"], "rb") as file:
+            while piece := file.read(1 << 24):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def read(self):
+        with open(self.memory["path"], "rb") as file:
+            return file.read()
+
+    def write(self, data, at=0):
+        with open(self.memory["path"], "rb+") as file:
+            file.seek(at)
+            file.write(data)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        self.socket.close()
