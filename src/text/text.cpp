@@ -1,7 +1,8 @@
 #include "text/text.h"
 
-#include <cmath>
 #include <nlohmann/json.hpp>
+
+#include "text/turn_spans.h"
 
 namespace lathe::text {
 namespace {
@@ -88,15 +89,7 @@ Result<GradedTokens> Text::graded(std::span<const Message> messages, std::span<c
                                   const RenderOptions& options) const {
   const ChatTemplate* chat = LATHE_TRY(chat_template());
   const Conversation conversation = LATHE_TRY(chat->render_with_spans(messages, options));
-  if (conversation.assistant.empty()) return invalid_argument("the conversation has no assistant turn to learn");
-  if (conversation.assistant.size() != turn_weights.size()) {
-    return invalid_argument("the conversation has " + std::to_string(conversation.assistant.size()) +
-                            " assistant turns, but " + std::to_string(turn_weights.size()) + " weights were given");
-  }
-  for (const float weight : turn_weights) {
-    if (!std::isfinite(weight) || weight < 0)
-      return invalid_argument("the weight of an assistant turn must be finite and not negative");
-  }
+  LATHE_TRY(check_turn_weights(conversation.assistant.size(), turn_weights));
   Encoding encoding = LATHE_TRY(tokenizer_.encode(conversation.text));
   GradedTokens graded{.ids = std::move(encoding.ids)};
   graded.weights.resize(graded.ids.size());
@@ -110,10 +103,7 @@ Result<GradedTokens> Text::graded(std::span<const Message> messages, std::span<c
     graded.weights[t] = turn_weights[turn];
     any |= graded.weights[t] > 0;
   }
-  if (!any)
-    return invalid_argument(
-        "no token of the conversation is graded: the chosen assistant turns are empty or have "
-        "weight 0");
+  if (!any) return nothing_graded();
   return graded;
 }
 

@@ -1,6 +1,7 @@
 #include "text/turn_spans.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
@@ -190,6 +191,24 @@ bool ends_turns(const Json& context, std::span<const std::string> special, const
   const auto rendered = render_with(context, context["messages"].size() - 1, nonce_message(), render);
   if (!rendered) return true;  // a template that refuses so plain a conversation: most end their turns
   return !leading_token(std::string_view(*rendered).substr(rendered->rfind(kNonce) + kNonce.size()), special).empty();
+}
+
+Status check_turn_weights(size_t turns, std::span<const float> weights) {
+  if (turns == 0) return invalid_argument("the conversation has no assistant turn to learn");
+  if (turns != weights.size()) {
+    return invalid_argument("the conversation has " + std::to_string(turns) + " assistant turns, but " +
+                            std::to_string(weights.size()) + " weights were given");
+  }
+  for (const float weight : weights) {
+    if (!std::isfinite(weight) || weight < 0)
+      return invalid_argument("the weight of an assistant turn must be finite and not negative");
+  }
+  return {};
+}
+
+Error nothing_graded() {
+  return invalid_argument(
+      "no token of the conversation is graded: the chosen assistant turns are empty or have weight 0");
 }
 
 Status check_spans(std::string_view text, const Json& messages, std::span<const ByteSpan> spans) {

@@ -36,6 +36,12 @@ void include_terminators(std::string_view text, std::span<const std::string> spe
 // a turn opens the next.
 bool ends_turns(const Json& context, std::span<const std::string> special, const Render& render);
 
+// One weight per assistant turn, each finite and >= 0; at least one turn.
+Status check_turn_weights(size_t turns, std::span<const float> weights);
+
+// The chosen turns have no tokens.
+Error nothing_graded();
+
 // Checks that there is one span per assistant message, in order, disjoint, and that each holds the
 // content of its message.
 Status check_spans(std::string_view text, const Json& messages, std::span<const ByteSpan> spans);
