@@ -28,6 +28,15 @@ Run add_attach(CLI::App& app) {
       ->transform(CLI::CheckedTransformer(std::map<std::string, OnDifference>{
           {"refuse", OnDifference::kRefuse}, {"restore", OnDifference::kRestore}, {"adopt", OnDifference::kAdopt}}))
       ->default_str("refuse");
+  app.add_option(
+         "--tokens", attach.tokens,
+         "Whose tokens to teach: ours (the directory's tokenizer and chat template) or server (vLLM's /tokenize)")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, daemon::Tokens>{{"ours", daemon::Tokens::kOurs}, {"server", daemon::Tokens::kServer}}))
+      ->default_str("ours");
+  app.add_flag(
+      "--proxy", attach.proxy,
+      "Pass vLLM's inference routes through, and keep the chat completions, so that they can be corrected by id");
   app.add_flag(
       "--live", attach.live,
       "Write beside running requests, which may see a mixture, and stop them only for a moment behind the write");
@@ -37,6 +46,12 @@ Run add_attach(CLI::App& app) {
   return [options] {
     if (options->attach.server.url.empty() && options->attach.socket.empty()) {
       std::fprintf(stderr, "lathe attach: name the server with --vllm http://host:port\n");
+      return 2;
+    }
+    if (options->attach.server.url.empty() &&
+        (options->attach.proxy || options->attach.tokens == daemon::Tokens::kServer)) {
+      std::fprintf(stderr,
+                   "lathe attach: --proxy and --tokens=server ask vLLM over HTTP; add --vllm http://host:port\n");
       return 2;
     }
     const Status done = daemon::attach(options->attach, options->settings, [&](int port) {

@@ -188,7 +188,9 @@ class VllmDoctor {
     add_conditions();
     compare();
     if (!options_.server.url.empty() && !options_.directory.empty()) {
-      add("tokens", daemon::compare_tokens(env_, options_.server, options_.directory), "vLLM and the directory agree");
+      const auto text = text::Text::load(env_, options_.directory);
+      add("tokens", text.ok() ? daemon::compare_tokens(*text, options_.server) : Status(text.error()),
+          "vLLM and the directory agree");
     }
     return findings_;
   }

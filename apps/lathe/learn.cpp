@@ -10,7 +10,7 @@ namespace lathe::cli {
 namespace {
 
 struct Options {
-  std::string server = "http://127.0.0.1:8077", api_key, question, answer, system;
+  std::string server = "http://127.0.0.1:8077", api_key, question, answer, system, completion;
   double learning_rate = 0;
   int64_t steps = 0;
   bool json = false;
@@ -18,10 +18,14 @@ struct Options {
 
 Result<nlohmann::ordered_json> teach(const Options& options) {
   auto client = LATHE_TRY(Client::create(options.server, options.api_key));
-  nlohmann::ordered_json body = {{"messages", nlohmann::ordered_json::array()}};
-  if (!options.system.empty()) body["messages"].push_back({{"role", "system"}, {"content", options.system}});
-  body["messages"].push_back({{"role", "user"}, {"content", options.question}});
-  body["messages"].push_back({{"role", "assistant"}, {"content", options.answer}});
+  nlohmann::ordered_json body;
+  if (!options.completion.empty()) {
+    body = {{"completion", options.completion}, {"answer", options.answer}};
+  } else {
+    if (!options.system.empty()) body["messages"].push_back({{"role", "system"}, {"content", options.system}});
+    body["messages"].push_back({{"role", "user"}, {"content", options.question}});
+    body["messages"].push_back({{"role", "assistant"}, {"content", options.answer}});
+  }
   if (options.learning_rate > 0) body["lr"] = options.learning_rate;
   if (options.steps > 0) body["steps"] = options.steps;
   return client.post("/v1/learn", body);
@@ -32,9 +36,12 @@ Result<nlohmann::ordered_json> teach(const Options& options) {
 Run add_learn(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   const auto not_empty = [](const std::string& text) { return text.empty() ? "must not be empty" : ""; };
-  app.add_option("QUESTION", options->question, "What a user asks")->required()->check(not_empty);
+  auto* question = app.add_option("QUESTION", options->question, "What a user asks")->check(not_empty);
+  app.add_option("--completion", options->completion, "Instead of a question: the id of an answer that was given")
+      ->check(not_empty)
+      ->excludes(question);
   app.add_option("--answer", options->answer, "What the model should answer")->required()->check(not_empty);
-  app.add_option("--system", options->system, "System prompt of the conversation");
+  app.add_option("--system", options->system, "System prompt of the conversation")->needs(question);
   app.add_option("--server", options->server, "Address of `lathe serve`")
       ->envname("LATHE_SERVER")
       ->capture_default_str();
@@ -43,6 +50,10 @@ Run add_learn(CLI::App& app) {
   app.add_option("--steps", options->steps, "Steps at most (default: the server's)")->check(CLI::Range(1, 10000));
   app.add_flag("--json", options->json, "Print the server's answer as JSON");
   return [options] {
+    if (options->question.empty() && options->completion.empty()) {
+      std::fprintf(stderr, "lathe learn: say what was asked: QUESTION or --completion ID\n");
+      return 2;
+    }
     const auto result = teach(*options);
     if (!result.ok()) {
       std::fprintf(stderr, "lathe learn: %s\n", result.error().message.c_str());

@@ -19,6 +19,13 @@ Result<Json> parse_object(std::string_view body, const std::string& what) {
   return json;
 }
 
+std::string conversation_json(const Json& request) {
+  const Json conversation = {{"messages", request["messages"]},
+                             {"tools", request.value("tools", Json())},
+                             {"chat_template_kwargs", request.value("chat_template_kwargs", Json())}};
+  return conversation.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 bool Fields::has(const char* name) {
   known_.insert(name);
   return json_.contains(name) && !json_.at(name).is_null();

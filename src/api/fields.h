@@ -20,6 +20,9 @@ using Json = nlohmann::ordered_json;
 // exhaust the stack.
 Result<Json> parse_object(std::string_view body, const std::string& what = "the request body");
 
+// What of a chat request a correction of its answer needs: {"messages", "tools", "chat_template_kwargs"}.
+std::string conversation_json(const Json& request);
+
 class Fields {
  public:
   // `json` is an object and outlives the reader.

@@ -1,6 +1,7 @@
 #include "api/requests.h"
 
 #include <algorithm>
+#include <charconv>
 #include <nlohmann/json.hpp>
 
 #include "api/fields.h"
@@ -105,6 +106,7 @@ Result<ChatRequest> read_chat(const Json& json) {
   request.render.add_generation_prompt = fields.flag("add_generation_prompt").value_or(true);
   if (request.generation.stream && request.generation.n > 1) fields.complain("n", "must be 1 when streaming");
   LATHE_TRY(fields.status());
+  request.conversation_json = conversation_json(json);
   LATHE_TRY(request.generation.sampling.validate());
   return request;
 }
@@ -198,7 +200,37 @@ Result<LearnExample> read_example(const Json& json, Fields& fields, bool all_by_
   return example;
 }
 
+// {"completion": ID, "answer": TEXT}: the conversation of that completion with another answer.
+Result<LearnExample> read_correction(Fields& fields, const FindConversation& find) {
+  const auto id = fields.text("completion"), answer = fields.text("answer");
+  LATHE_TRY(fields.status());
+  if (!answer || answer->empty()) return invalid_argument("'answer' is missing: what the model should have said");
+  const std::string found = LATHE_TRY(find(*id));
+  Json conversation = LATHE_TRY(parse_object(found, "the kept conversation"));
+  conversation["messages"].push_back({{"role", "assistant"}, {"content", *answer}});
+  conversation["turns"] = "last";
+  Fields conversation_fields(conversation);
+  LearnExample example = LATHE_TRY(read_example(conversation, conversation_fields));
+  example.completion = *id;
+  return example;
+}
+
+// A conversation, or a correction.
+Result<LearnExample> read_lesson(const Json& json, Fields& fields, const FindConversation& find) {
+  if (fields.has("completion")) return read_correction(fields, find);
+  fields.has("messages");
+  return read_example(json, fields);
+}
+
 }  // namespace
+
+Result<int64_t> parse_limit(const std::string& text) {
+  int64_t limit = 20;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), limit);
+  const bool whole = text.empty() || (error == std::errc() && end == text.data() + text.size());
+  if (!whole || limit < 1 || limit > 100) return invalid_argument("'limit' must be an integer from 1 to 100");
+  return limit;
+}
 
 Result<ChatRequest> parse_chat(std::string_view body) {
   const Json json = LATHE_TRY(parse_object(body));
@@ -259,7 +291,7 @@ Result<std::optional<int64_t>> parse_rollback(std::string_view body) {
   return version;
 }
 
-Result<LearnRequest> parse_learn(std::string_view body) {
+Result<LearnRequest> parse_learn(std::string_view body, const FindConversation& find) {
   const Json json = LATHE_TRY(parse_object(body));
   Fields fields(json);
   LearnRequest request;
@@ -283,15 +315,13 @@ Result<LearnRequest> parse_learn(std::string_view body) {
     for (const Json& entry : examples) {
       if (!entry.is_object()) return invalid_argument("'examples' must hold objects with 'messages'");
       Fields example_fields(entry);
-      example_fields.has("messages");
       request.examples.push_back(LATHE_TRY(
-          read_example(entry, example_fields).at("examples[" + std::to_string(request.examples.size()) + "]")));
+          read_lesson(entry, example_fields, find).at("examples[" + std::to_string(request.examples.size()) + "]")));
       example_fields.refuse_unknown();
       LATHE_TRY(example_fields.status());
     }
   } else {
-    fields.has("messages");
-    request.examples.push_back(LATHE_TRY(read_example(json, fields)));
+    request.examples.push_back(LATHE_TRY(read_lesson(json, fields, find)));
   }
   fields.refuse_unknown();
   LATHE_TRY(fields.status());

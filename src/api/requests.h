@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -39,6 +40,7 @@ struct ChatRequest {
   GenerationRequest generation;
   std::vector<text::Message> messages;
   text::RenderOptions render;
+  std::string conversation_json;  // what a correction of the answer needs, for the store
 };
 
 using Prompt = std::variant<std::string, std::vector<int32_t>>;
@@ -61,7 +63,8 @@ struct LearnExample {
   std::vector<text::Message> messages;
   std::vector<float> turn_weights;  // one per assistant message
   text::RenderOptions render;
-  std::string json;  // canonical text, for the store
+  std::string json;        // canonical text, for the store
+  std::string completion;  // whose answer this corrects; empty: none's
 };
 
 struct LearnRequest {
@@ -77,11 +80,18 @@ struct LearnRequest {
 // The version whose weights to put back; nothing: the one before. An empty body will do.
 Result<std::optional<int64_t>> parse_rollback(std::string_view body);
 
+// "?limit=" of a list: 1 to 100; empty: 20.
+Result<int64_t> parse_limit(const std::string& text);
+
 Result<ChatRequest> parse_chat(std::string_view body);
 Result<CompletionRequest> parse_completion(std::string_view body);
 Result<TokenizeRequest> parse_tokenize(std::string_view body);
 Result<DetokenizeRequest> parse_detokenize(std::string_view body);
-Result<LearnRequest> parse_learn(std::string_view body);
+// The conversation of a completion that was kept: {"messages", "tools", "chat_template_kwargs"}.
+using FindConversation = std::function<Result<std::string>(const std::string& completion)>;
+
+// `find` is asked for what {"completion", "answer"} corrects.
+Result<LearnRequest> parse_learn(std::string_view body, const FindConversation& find);
 
 // One line of OpenAI's fine-tuning JSONL: {"messages": [...], "tools": [...]}, with "weight" 0 or 1 per assistant
 // message.

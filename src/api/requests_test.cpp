@@ -13,22 +13,30 @@ std::string line(const std::string& first, const std::string& second, const std:
          R"(},{"role":"user","content":"c"},{"role":"assistant","content":"d")" + second + "}]" + fields + "}";
 }
 
+Result<LearnRequest> learn(const std::string& body) {
+  return parse_learn(body, [](const std::string& id) -> Result<std::string> {
+    if (id != "c") return not_found("no completion " + id);
+    return std::string(R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"x","weight":1},)"
+                       R"({"role":"user","content":"r"}],"tools":[{"n":1}],"chat_template_kwargs":null})");
+  });
+}
+
 std::string refusal(const Result<LearnExample>& parsed) {
   return parsed.ok() ? "accepted" : parsed.error().message;
 }
 
 TEST(TrainingLine, WithoutWeightsEveryAssistantTurnIsLearned) {
   EXPECT_EQ(parse_training_line(line("", "", ""))->turn_weights, (Weights{1, 1}));
-  EXPECT_EQ(parse_learn(line("", "", ""))->examples[0].turn_weights, (Weights{0, 1})) << "a correction: the last";
+  EXPECT_EQ(learn(line("", "", ""))->examples[0].turn_weights, (Weights{0, 1})) << "a correction: the last";
 }
 
 TEST(TrainingLine, WeightsAndTurnsChoose) {
   EXPECT_EQ(parse_training_line(line(R"(,"weight":0)", "", ""))->turn_weights, (Weights{0, 1}));
   EXPECT_EQ(parse_training_line(line(R"(,"weight":0.25)", R"(,"weight":null)", ""))->turn_weights, (Weights{0.25, 1}));
-  EXPECT_EQ(parse_learn(line(R"(,"weight":0.5)", "", ""))->examples[0].turn_weights, (Weights{0.5, 1}));
-  EXPECT_EQ(parse_learn(line("", "", R"(,"turns":"all")"))->examples[0].turn_weights, (Weights{1, 1}));
-  EXPECT_EQ(parse_learn(line("", "", R"(,"turns":[0])"))->examples[0].turn_weights, (Weights{1, 0}));
-  EXPECT_EQ(parse_learn(line("", R"(,"weight":3)", R"(,"turns":[1])"))->examples[0].turn_weights, (Weights{0, 3}));
+  EXPECT_EQ(learn(line(R"(,"weight":0.5)", "", ""))->examples[0].turn_weights, (Weights{0.5, 1}));
+  EXPECT_EQ(learn(line("", "", R"(,"turns":"all")"))->examples[0].turn_weights, (Weights{1, 1}));
+  EXPECT_EQ(learn(line("", "", R"(,"turns":[0])"))->examples[0].turn_weights, (Weights{1, 0}));
+  EXPECT_EQ(learn(line("", R"(,"weight":3)", R"(,"turns":[1])"))->examples[0].turn_weights, (Weights{0, 3}));
 }
 
 TEST(TrainingLine, TheWeightIsNotShownToTheTemplate) {
@@ -51,8 +59,8 @@ TEST(TrainingLine, RefusesByName) {
               "'turns' must be \"last\", \"all\" or a list of indices of assistant turns, 0 to 1")
         << turns;
   }
-  EXPECT_EQ(parse_learn(line("", "", R"(,"stepz":3)")).error().message, "'stepz' is not a field of this request");
-  EXPECT_EQ(parse_learn(line("", "", R"(,"report":"all")")).error().message, "'report' must be \"tensors\"");
+  EXPECT_EQ(learn(line("", "", R"(,"stepz":3)")).error().message, "'stepz' is not a field of this request");
+  EXPECT_EQ(learn(line("", "", R"(,"report":"all")")).error().message, "'report' must be \"tensors\"");
 }
 
 TEST(Generation, WrongTypesAreNamed) {
@@ -67,6 +75,32 @@ TEST(Generation, WrongTypesAreNamed) {
   EXPECT_EQ(refused(R"("stop_token_ids":[-1])"), "'stop_token_ids' must be a list of token ids");
   EXPECT_EQ(refused(R"("stop":{"a":1})"), "'stop' must be a string or a list of strings");
   EXPECT_EQ(refused(R"("n":9)"), "'n' must be an integer from 1 to 8");
+}
+
+TEST(Correction, IsTheKeptConversationWithAnotherAnswer) {
+  const auto request = learn(R"({"completion":"c","answer":"better","steps":3})");
+  ASSERT_TRUE(request.ok()) << request.error().message;
+  EXPECT_EQ(request->steps, 3);
+  const LearnExample& example = request->examples.at(0);
+  ASSERT_EQ(example.messages.size(), 4U);
+  EXPECT_EQ(example.messages[3].role, "assistant");
+  EXPECT_EQ(example.messages[3].content, "better");
+  EXPECT_EQ(example.turn_weights, (Weights{0, 1})) << "the last turn, whatever the messages carry";
+  EXPECT_EQ(example.render.tools_json, R"([{"n":1}])");
+  EXPECT_EQ(example.completion, "c");
+  EXPECT_EQ(learn(R"({"examples":[{"completion":"c","answer":"a"},{"completion":"c","answer":"b"}]})")->examples.size(),
+            2U);
+}
+
+TEST(Correction, RefusesByName) {
+  EXPECT_EQ(learn(R"({"completion":"d","answer":"a"})").error().code, Code::kNotFound);
+  EXPECT_NE(learn(R"({"completion":"c"})").error().message.find("'answer' is missing"), std::string::npos);
+  EXPECT_EQ(learn(R"({"completion":3,"answer":"a"})").error().message, "'completion' must be a string");
+  for (const char* field : {"messages", "turns", "tools", "chat_template_kwargs"}) {
+    EXPECT_EQ(learn(R"({"completion":"c","answer":"a",")" + std::string(field) + R"(":[]})").error().message,
+              "'" + std::string(field) + "' is not a field of this request");
+  }
+  EXPECT_EQ(learn(R"({"messages":[{"role":"user","content":"q"}],"answer":"a"})").error().code, Code::kInvalidArgument);
 }
 
 }  // namespace

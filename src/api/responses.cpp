@@ -58,6 +58,10 @@ Json usage_json(const Usage& usage) {
           {"total_tokens", usage.prompt_tokens + usage.completion_tokens}};
 }
 
+Json message_json(const std::string& text) {
+  return {{"role", "assistant"}, {"content", text}};
+}
+
 Json or_null(const std::string& text) {
   return text.empty() ? Json(nullptr) : Json(text);
 }
@@ -116,6 +120,19 @@ Json job_json(const store::Job& job) {
   return json;
 }
 
+Json completion_json(const store::Completion& completion) {
+  const Json conversation = parsed(completion.conversation_json);
+  Json json = {{"id", completion.id},
+               {"object", "chat.completion"},
+               {"created", static_cast<int64_t>(completion.created_at)},
+               {"system_fingerprint", "lathe-v" + std::to_string(completion.version)},
+               {"version", completion.version}};
+  for (const auto& [name, value] : conversation.items()) json[name] = value;
+  json["choices"] = Json::array({{{"index", 0}, {"message", parsed(completion.answer_json)}}});
+  json["corrected_by"] = or_null(completion.job_id);
+  return json;
+}
+
 }  // namespace
 
 ErrorBody error_body(const Error& error) {
@@ -128,12 +145,16 @@ ErrorBody error_body(const Error& error) {
   return {status, dump(json)};
 }
 
+std::string assistant_message(const std::string& text) {
+  return dump(message_json(text));
+}
+
 std::string chat_response(const ResponseHead& head, const std::vector<Choice>& choices, const Usage& usage) {
   Json json = head_json(head, "chat.completion");
   json["choices"] = Json::array();
   for (const Choice& choice : choices) {
     json["choices"].push_back({{"index", json["choices"].size()},
-                               {"message", {{"role", "assistant"}, {"content", choice.text}}},
+                               {"message", message_json(choice.text)},
                                {"logprobs", chat_logprobs(choice)},
                                {"finish_reason", or_null(choice.finish_reason)}});
   }
@@ -231,6 +252,16 @@ std::string job_list(const std::vector<store::Job>& jobs) {
     data.push_back(job_json(job));
     data.back().erase("tensors");  // hundreds of rows each: GET of the one job has them
   }
+  return dump({{"object", "list"}, {"data", data}});
+}
+
+std::string kept_completion(const store::Completion& completion) {
+  return dump(completion_json(completion));
+}
+
+std::string completion_list(const std::vector<store::Completion>& completions) {
+  Json data = Json::array();
+  for (const store::Completion& completion : completions) data.push_back(completion_json(completion));
   return dump({{"object", "list"}, {"data", data}});
 }
 

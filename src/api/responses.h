@@ -47,6 +47,7 @@ struct Usage {
   int64_t completion_tokens = 0;
 };
 
+std::string assistant_message(const std::string& text);
 std::string chat_response(const ResponseHead& head, const std::vector<Choice>& choices, const Usage& usage);
 std::string completion_response(const ResponseHead& head, const std::vector<Choice>& choices, const Usage& usage);
 
@@ -89,6 +90,9 @@ std::string learn_result(const LearnResult& result);
 // `job` with its result or error merged in.
 std::string job_body(const store::Job& job);
 std::string job_list(const std::vector<store::Job>& jobs);
+// A chat completion that was kept, in OpenAI's shape for stored ones, with the conversation and the weights' version.
+std::string kept_completion(const store::Completion& completion);
+std::string completion_list(const std::vector<store::Completion>& completions);
 std::string version_list(const std::vector<store::Version>& versions, int64_t live, int64_t on_disk);
 
 // Of a sync or a rollback.

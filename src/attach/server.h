@@ -3,12 +3,12 @@
 // Threads: pure functions. Blocking.
 #pragma once
 
-#include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
+#include "text/chat_template.h"
 
 namespace lathe::attach {
 
@@ -19,8 +19,9 @@ struct Server {
   // The path of the plugin's socket. An error names what is missing: the server, or the plugin in it.
   Result<std::string> socket_path() const;
 
-  // The tokens of a conversation {"messages": ...}, as the server would feed them to the model.
-  Result<std::vector<int32_t>> tokenize(const std::string& request_json) const;
+  // The tokens of a conversation, as the server would feed them to the model. An error is the server's own.
+  Result<std::vector<text::TokenId>> tokenize(std::span<const text::Message> messages,
+                                              const text::RenderOptions& options) const;
 };
 
 }  // namespace lathe::attach

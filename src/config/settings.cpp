@@ -72,6 +72,11 @@ void add_learning_options(CLI::App& app, Settings& s) {
   app.add_option("--train-embeddings", s.train_embeddings, "Whether embedding and head learn too")
       ->capture_default_str()
       ->group(group);
+  app.add_option("--keep-completions", s.keep_completions,
+                 "Latest chat completions kept in MODEL_DIR/.lathe, so that they can be corrected by id; 0: none")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--max-learning", s.max_learning, "Learning jobs queued before 429")
       ->check(CLI::Range(1, 10000))
       ->capture_default_str()

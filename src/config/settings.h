@@ -36,9 +36,10 @@ struct Settings {
   int64_t steps = 12;           // at most, per correction
   double until_loss = 0.05;     // a correction stops when its loss is below
   bool train_embeddings = true;
-  int64_t max_learning = 16;   // jobs queued; beyond, 429
-  int64_t sync_seconds = 600;  // how often changed weights become durable; 0: only on demand and at shutdown
-  bool materialize = false;    // replace shards that are symbolic links by copies, instead of refusing to sync
+  int64_t keep_completions = 1000;  // latest answers kept so that they can be corrected by name; 0: none
+  int64_t max_learning = 16;        // jobs queued; beyond, 429
+  int64_t sync_seconds = 600;       // how often changed weights become durable; 0: only on demand and at shutdown
+  bool materialize = false;         // replace shards that are symbolic links by copies, instead of refusing to sync
 };
 
 // Options for every field, grouped for --help.

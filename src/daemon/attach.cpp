@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "attach/proxy.h"
 #include "attach/shared_memory.h"
 #include "base/log.h"
 #include "checkpoint/sync.h"
@@ -17,6 +18,7 @@
 #include "gpu/device.h"
 #include "gpu/ipc_memory.h"
 #include "http/server.h"
+#include "text/foreign_tokens.h"
 #include "weights/import.h"
 
 namespace lathe::daemon {
@@ -118,6 +120,26 @@ Result<bool> settle_difference(io::Env& env, attach::Session& session, const Imp
                    "them a new version. Else vLLM changed them while loading, and they cannot be taught"};
 }
 
+// Other tokens than the directory's are taught only if asked for.
+Status settle_tokens(const text::Text& text, const AttachOptions& options) {
+  const Status compared = compare_tokens(text, options.server);
+  if (compared.ok() || options.tokens == Tokens::kOurs || compared.error().code != Code::kConflict) return compared;
+  log::warning(compared.error().message + " (as is done)");
+  return {};
+}
+
+LearningRoutes::Grade grade(const text::Text& text, const AttachOptions& options) {
+  if (options.tokens == Tokens::kOurs) return {};
+  return [&](const api::LearnExample& example) {
+    text::RenderOptions render = example.render;
+    render.add_generation_prompt = false;
+    return text::graded_elsewhere(
+        example.messages, example.turn_weights,
+        [&](std::span<const text::Message> messages) { return options.server.tokenize(messages, render); },
+        [&](text::TokenId id) { return text.tokenizer().is_special(id); });
+  };
+}
+
 std::string health(const Learner& learner, const std::string& model, std::chrono::steady_clock::time_point started) {
   const std::chrono::duration<double> uptime = std::chrono::steady_clock::now() - started;
   return api::health_body({.model = model,
@@ -146,18 +168,17 @@ Result<std::vector<std::string>> differing(io::Env& env, const Imported& importe
   return weights::differing_parts(*imported.loaded.store, dir);
 }
 
-Status compare_tokens(io::Env& env, const attach::Server& server, const std::string& directory) {
-  const text::Text text = LATHE_TRY(text::Text::load(env, directory));
+Status compare_tokens(const text::Text& text, const attach::Server& server) {
   if (!text.has_chat_template()) return {};
   const std::vector<text::Message> messages = {{.role = "user", .content = "What flows through Velmora? \xC2\xB5 1+1"}};
   const auto ours = LATHE_TRY(text.prompt(messages, {}));
-  const auto theirs = LATHE_TRY(
-      server.tokenize(R"({"messages":[{"role":"user","content":"What flows through Velmora? \u00b5 1+1"}]})"));
-  if (std::vector<int32_t>(ours.begin(), ours.end()) == theirs) return {};
-  return invalid_argument(
-      "vLLM cuts a conversation into " + std::to_string(theirs.size()) + " tokens, " + directory + " gives " +
-      std::to_string(ours.size()) +
-      " or others; was vLLM started with --chat-template or --tokenizer? Put them into the directory");
+  const auto theirs = LATHE_TRY(server.tokenize(messages, {}));
+  if (ours == theirs) return {};
+  return Error{Code::kConflict,
+               "vLLM cuts a conversation into " + std::to_string(theirs.size()) +
+                   " tokens, its directory's template and tokenizer into " + std::to_string(ours.size()) +
+                   " or others; was vLLM started with --chat-template or --tokenizer? Put them into the directory, or "
+                   "teach vLLM's tokens with --tokens=server"};
 }
 
 Status attach(const AttachOptions& options, config::Settings settings, const std::function<void(int port)>& ready) {
@@ -177,8 +198,8 @@ Status attach(const AttachOptions& options, config::Settings settings, const std
   const auto lock = LATHE_TRY(checkpoint::lock_directory(env, directory));
   const int64_t on_disk = LATHE_TRY(recovered_version(env, directory));
   const bool adopt = LATHE_TRY(settle_difference(env, session, imported, options.on_difference));
-  if (!options.server.url.empty()) LATHE_TRY(compare_tokens(env, options.server, directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, directory));
+  if (!options.server.url.empty()) LATHE_TRY(settle_tokens(text, options));
   const auto store = LATHE_TRY(store::Store::open(directory + "/.lathe/lathe.db"));
 
   weights::Gate gate;  // nobody else in this process reads the weights
@@ -186,13 +207,16 @@ Status attach(const AttachOptions& options, config::Settings settings, const std
   Learner learner(imported.loaded, gate, *store, env, directory, settings, on_disk, &holder);
   if (adopt) learner.adopt();
   const std::string name = settings.served_name.empty() ? name_of(directory) : settings.served_name;
-  LearningRoutes learning(text, imported.loaded.model->config(), learner, *store, settings);
-  http::Server server({.host = settings.host,
-                       .port = settings.port,
-                       .api_key = settings.api_key,
-                       .threads = settings.http_threads,
-                       .max_body_bytes = settings.max_body_bytes});
+  LearningRoutes learning(text, imported.loaded.model->config(), learner, *store, settings, grade(text, options));
+  attach::Proxy proxy(
+      options.server, [&] { return learner.version(); }, *store, settings.keep_completions);
+  http::Server server(server_options(settings));
   learning.add_routes(server);
+  if (options.proxy) {
+    proxy.add_routes(server);
+  } else {
+    learning.add_text_routes(server);
+  }
   server.route("GET", "/healthz",
                [&](const http::Request&) { return http::Response{.body = health(learner, name, started)}; });
   log::info("attached to " + manifest.engine + " " + manifest.engine_version + ", " +
@@ -216,6 +240,7 @@ Status attach(const AttachOptions& options, config::Settings settings, const std
     if (gone) log::error("vLLM is gone");
     log::info("stopping: finishing the step at hand, then syncing");
     teaching.request_stop();
+    proxy.stop();
     server.stop();
   }
   LATHE_TRY(std::move(last_sync));

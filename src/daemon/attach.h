@@ -15,18 +15,24 @@
 #include "config/settings.h"
 #include "io/env.h"
 #include "model/model.h"
+#include "text/text.h"
 
 namespace lathe::daemon {
 
 // What to do if the live weights are not the directory's: a trainer that ended without a sync left them so.
 enum class OnDifference { kRefuse, kRestore, kAdopt };
 
+// Whose tokens are taught: those of the directory's tokenizer and chat template, or those of vLLM's /tokenize.
+enum class Tokens { kOurs, kServer };
+
 struct AttachOptions {
   attach::Server server;  // url may be empty if `socket` is given; then tokens are not compared
   std::string socket;     // of the plugin; empty: the server says
   std::string directory;  // empty: vLLM's
   OnDifference on_difference = OnDifference::kRefuse;
-  bool live = false;  // write beside running requests, stopping them for a moment behind the write
+  Tokens tokens = Tokens::kOurs;
+  bool proxy = false;  // pass vLLM's inference routes through; attach/proxy.h
+  bool live = false;   // write beside running requests, stopping them for a moment behind the write
 };
 
 // vLLM's weights as a model that can be taught, over vLLM's memory.
@@ -42,8 +48,8 @@ Result<Imported> import_manifest(io::Env& env, const std::string& directory, con
 // Names of tensors whose live bytes are not those on disk.
 Result<std::vector<std::string>> differing(io::Env& env, const Imported& imported);
 
-// Whether the server cuts a conversation into the tokens that `directory` gives.
-Status compare_tokens(io::Env& env, const attach::Server& server, const std::string& directory);
+// Whether the server cuts a conversation into the tokens that `text`, the directory's, gives. kConflict if not.
+Status compare_tokens(const text::Text& text, const attach::Server& server);
 
 // Teaches until a signal, or until vLLM is gone (an error, after what was learned has been made durable). `ready` is
 // called with the port once requests are answered.

@@ -9,6 +9,7 @@
 #include "daemon/learner.h"
 #include "daemon/learning_routes.h"
 #include "daemon/process.h"
+#include "daemon/routes.h"
 #include "daemon/service.h"
 #include "engine/engine.h"
 #include "gpu/device.h"
@@ -36,13 +37,10 @@ Status serve(const std::string& directory, config::Settings settings, const std:
   Learner learner(loaded, gate, *store, env, directory, settings, on_disk);
   const std::string name = settings.served_name.empty() ? name_of(directory) : settings.served_name;
   LearningRoutes learning(text, loaded.model->config(), learner, *store, settings);
-  Service service(text, loaded.model->config(), engine, learner, settings, name);
-  http::Server server({.host = settings.host,
-                       .port = settings.port,
-                       .api_key = settings.api_key,
-                       .threads = settings.http_threads,
-                       .max_body_bytes = settings.max_body_bytes});
+  Service service(text, loaded.model->config(), engine, learner, *store, settings, name);
+  http::Server server(server_options(settings));
   learning.add_routes(server);
+  learning.add_text_routes(server);
   service.add_routes(server);
 
   Status last_sync;

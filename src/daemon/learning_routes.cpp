@@ -7,14 +7,15 @@ namespace lathe::daemon {
 void LearningRoutes::add_routes(http::Server& server) {
   using http::Request;
   server.set_header("X-Lathe-Version", [this] { return std::to_string(learner_.version()); });
-  server.route("POST", "/tokenize", [this](const Request& request) { return respond(tokenize(request.body)); });
-  server.route("POST", "/detokenize", [this](const Request& request) { return respond(detokenize(request.body)); });
   server.route("POST", "/v1/learn", [this](const Request& request) { return learn(request); });
   server.route("GET", "/v1/learn", [this](const Request&) {
     const auto jobs = store_.jobs(100);
     return jobs.ok() ? http::Response{.body = api::job_list(*jobs)} : respond(jobs.error());
   });
   server.route("GET", "/v1/learn/*", [this](const Request& request) { return respond(job(request.argument)); });
+  server.route("GET", "/v1/chat/completions", [this](const Request& request) { return respond(completions(request)); });
+  server.route("GET", "/v1/chat/completions/*",
+               [this](const Request& request) { return respond(completion(request.argument)); });
   server.route("GET", "/v1/versions", [this](const Request&) {
     const auto versions = store_.versions(1000);
     if (!versions.ok()) return respond(versions.error());
@@ -30,8 +31,15 @@ void LearningRoutes::add_routes(http::Server& server) {
   });
 }
 
+void LearningRoutes::add_text_routes(http::Server& server) {
+  using http::Request;
+  server.route("POST", "/tokenize", [this](const Request& request) { return respond(tokenize(request.body)); });
+  server.route("POST", "/detokenize", [this](const Request& request) { return respond(detokenize(request.body)); });
+}
+
 Result<data::Example> LearningRoutes::tokenised(const api::LearnExample& example) const {
-  text::GradedTokens graded = LATHE_TRY(text_.graded(example.messages, example.turn_weights, example.render));
+  text::GradedTokens graded =
+      LATHE_TRY(grade_ ? grade_(example) : text_.graded(example.messages, example.turn_weights, example.render));
   data::Example out{.tokens = std::move(graded.ids), .weights = std::move(graded.weights)};
   LATHE_TRY(data::validate(out, model_.vocab_size, context_limit(settings_, model_)));
   return out;
@@ -39,7 +47,11 @@ Result<data::Example> LearningRoutes::tokenised(const api::LearnExample& example
 
 http::Response LearningRoutes::learn(const http::Request& request) {
   const auto answer = [&]() -> Result<http::Response> {
-    const api::LearnRequest learn = LATHE_TRY(api::parse_learn(request.body));
+    const auto conversation = [this](const std::string& completion) -> Result<std::string> {
+      store::Completion kept = LATHE_TRY(store_.completion(completion));
+      return std::move(kept.conversation_json);
+    };
+    const api::LearnRequest learn = LATHE_TRY(api::parse_learn(request.body, conversation));
     LearnTask task{.job_id = new_id("learn-")};
     for (const api::LearnExample& example : learn.examples) {
       task.examples.push_back(LATHE_TRY(tokenised(example)));
@@ -52,6 +64,9 @@ http::Response LearningRoutes::learn(const http::Request& request) {
     task.report_tensors = learn.report_tensors;
     const std::string id = task.job_id;
     std::future<store::Job> done = LATHE_TRY(learner_.submit(std::move(task), request.body));
+    for (const api::LearnExample& example : learn.examples) {
+      if (!example.completion.empty()) LATHE_TRY(store_.mark_corrected(example.completion, id));
+    }
     if (!learn.wait) {
       const store::Job queued = LATHE_TRY(store_.job(id));
       return http::Response{.status = 202, .body = api::job_body(queued)};
@@ -65,6 +80,17 @@ http::Response LearningRoutes::learn(const http::Request& request) {
 Result<std::string> LearningRoutes::job(const std::string& id) const {
   const store::Job found = LATHE_TRY(store_.job(id));
   return api::job_body(found);
+}
+
+Result<std::string> LearningRoutes::completions(const http::Request& request) const {
+  const int64_t limit = LATHE_TRY(api::parse_limit(request.query("limit")));
+  const auto kept = LATHE_TRY(store_.completions(limit));
+  return api::completion_list(kept);
+}
+
+Result<std::string> LearningRoutes::completion(const std::string& id) const {
+  const store::Completion kept = LATHE_TRY(store_.completion(id));
+  return api::kept_completion(kept);
 }
 
 Result<std::string> LearningRoutes::tokenize(const std::string& body) const {

@@ -19,6 +19,14 @@ std::string new_id(const char* prefix) {
   return id;
 }
 
+http::Options server_options(const config::Settings& settings) {
+  return {.host = settings.host,
+          .port = settings.port,
+          .api_key = settings.api_key,
+          .threads = settings.http_threads,
+          .max_body_bytes = settings.max_body_bytes};
+}
+
 http::Response respond(const Error& error) {
   const api::ErrorBody body = api::error_body(error);
   return {.status = body.status, .body = body.json};

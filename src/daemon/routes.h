@@ -22,6 +22,8 @@ int64_t unix_seconds(std::chrono::system_clock::time_point time);
 // `prefix` and twenty random letters.
 std::string new_id(const char* prefix);
 
+http::Options server_options(const config::Settings& settings);
+
 http::Response respond(const Error& error);
 http::Response respond(Result<std::string> body);
 

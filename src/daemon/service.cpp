@@ -2,15 +2,17 @@
 
 #include <algorithm>
 
+#include "base/log.h"
 #include "daemon/routes.h"
 
 namespace lathe::daemon {
 Service::Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, Learner& learner,
-                 const config::Settings& settings, std::string model_name)
+                 store::Store& store, const config::Settings& settings, std::string model_name)
     : text_(text),
       model_(model),
       engine_(engine),
       learner_(learner),
+      store_(store),
       settings_(settings),
       model_name_(std::move(model_name)) {}
 
@@ -140,14 +142,26 @@ Result<http::Response> Service::whole(std::vector<Part> parts,
   }};
 }
 
+void Service::keep(const api::ResponseHead& head, const std::string& conversation, const std::string& answer) const {
+  const Status kept = store_.add_completion({.id = head.id,
+                                             .version = head.version,
+                                             .conversation_json = conversation,
+                                             .answer_json = api::assistant_message(answer)},
+                                            settings_.keep_completions);
+  if (!kept.ok()) log::warning("the answer " + head.id + " was not kept: " + kept.error().message);
+}
+
 http::Response Service::stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head,
-                               const api::GenerationRequest& request, int64_t prompt_tokens, bool chat) const {
+                               const api::GenerationRequest& request, int64_t prompt_tokens,
+                               const std::string& conversation) const {
+  const bool chat = !conversation.empty();
   const auto chunk = [chat](const api::ResponseHead& h, const api::Choice& c, bool first) {
     return chat ? api::chat_chunk(h, c, first) : api::completion_chunk(h, c);
   };
   return {.stream = [=, this, stream = std::move(stream), logprobs = request.logprobs,
                      include_usage = request.include_usage](const http::SendEvent& send) {
     if (chat && !send(chunk(head, {}, /*first=*/true))) return;
+    std::string answer;
     for (;;) {
       auto delta = stream->next();
       if (!delta.ok()) {
@@ -156,12 +170,14 @@ http::Response Service::stream(std::shared_ptr<engine::TextStream> stream, const
       }
       if (!*delta) break;
       api::Choice choice{.text = (*delta)->text};
+      answer += choice.text;
       if (logprobs) choice.logprobs = logprob_entries((*delta)->tokens);
       if (choice.text.empty() && !logprobs) continue;
       if (!send(chunk(head, choice, false))) return;  // the client is gone: ~TextStream cancels the generation
     }
     if (!send(chunk(head, {.finish_reason = stream->finish_reason()}, false))) return;
     if (include_usage && !send(api::usage_chunk(head, {prompt_tokens, stream->token_count()}, chat))) return;
+    if (chat) keep(head, conversation, answer);
     send("[DONE]");
   }};
 }
@@ -181,9 +197,10 @@ http::Response Service::chat(const http::Request& request) {
       parts.push_back(LATHE_TRY(start(prompt, std::move(generation), chat.generation.stop)));
     }
     if (chat.generation.stream) {
-      return stream(parts[0].stream, response_head, chat.generation, prompt_count, /*chat=*/true);
+      return stream(parts[0].stream, response_head, chat.generation, prompt_count, chat.conversation_json);
     }
-    const auto body = [=, this, logprobs = chat.generation.logprobs](std::vector<Part>& done) -> Result<std::string> {
+    const auto body = [=, this, logprobs = chat.generation.logprobs,
+                       conversation = chat.conversation_json](std::vector<Part>& done) -> Result<std::string> {
       std::vector<api::Choice> choices;
       api::Usage usage{.prompt_tokens = prompt_count};
       for (Part& part : done) {
@@ -191,6 +208,7 @@ http::Response Service::chat(const http::Request& request) {
         if (logprobs) part.choice.logprobs = logprob_entries(part.tokens);
         choices.push_back(std::move(part.choice));
       }
+      keep(response_head, conversation, choices.front().text);
       return api::chat_response(response_head, choices, usage);
     };
     return whole(std::move(parts), body);
@@ -217,7 +235,7 @@ http::Response Service::completion(const http::Request& request) {
       }
     }
     if (completion.generation.stream) {
-      return stream(parts[0].stream, response_head, completion.generation, prompt_count, /*chat=*/false);
+      return stream(parts[0].stream, response_head, completion.generation, prompt_count, /*conversation=*/"");
     }
     const auto body = [=, this, echo = completion.echo,
                        logprobs = completion.generation.logprobs](std::vector<Part>& done) -> Result<std::string> {

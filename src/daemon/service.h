@@ -25,7 +25,7 @@ class Service {
  public:
   // All references outlive the service.
   Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, Learner& learner,
-          const config::Settings& settings, std::string model_name);
+          store::Store& store, const config::Settings& settings, std::string model_name);
 
   void add_routes(http::Server& server);
 
@@ -56,8 +56,12 @@ class Service {
   Result<http::Response> whole(std::vector<Part> parts,
                                std::function<Result<std::string>(std::vector<Part>& parts)> body) const;
   std::vector<api::LogprobEntry> logprob_entries(const std::vector<engine::Token>& tokens) const;
+  // `conversation`: of a chat, else empty.
   http::Response stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head,
-                        const api::GenerationRequest& request, int64_t prompt_tokens, bool chat) const;
+                        const api::GenerationRequest& request, int64_t prompt_tokens,
+                        const std::string& conversation) const;
+  // Keeps a chat's answer for later correction. It is the client's all the same if that fails.
+  void keep(const api::ResponseHead& head, const std::string& conversation, const std::string& answer) const;
   api::ResponseHead head(const char* prefix) const;
   Status check_model(const std::string& name) const;
 
@@ -65,6 +69,7 @@ class Service {
   const model::ModelConfig& model_;
   engine::Engine& engine_;
   Learner& learner_;
+  store::Store& store_;
   const config::Settings& settings_;
   const std::string model_name_;
   const std::chrono::system_clock::time_point started_ = std::chrono::system_clock::now();

@@ -1,8 +1,15 @@
 #include "http/server.h"
 
 #include <httplib.h>
+#include <netdb.h>
+#include <poll.h>
+#include <sys/socket.h>
 
+#include <array>
 #include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -29,6 +36,46 @@ void write_error(httplib::Response& response, const Error& error, int status = 0
   response.status = status ? status : body.status;
   if (error.code == Code::kExhausted) response.set_header("Retry-After", "1");
   response.set_content(body.json, "application/json");
+}
+
+// "ADDRESS PORT" of one end of a socket; empty if it is none, or not connected.
+template <class Name>
+std::string end_of(int socket, Name name) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof address;
+  std::array<char, NI_MAXHOST> host{};
+  std::array<char, NI_MAXSERV> port{};
+  auto* const generic = reinterpret_cast<sockaddr*>(&address);
+  if (name(socket, generic, &size) != 0 || address.ss_family == AF_UNIX) return "";
+  if (::getnameinfo(generic, size, host.data(), host.size(), port.data(), port.size(),
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+    return "";
+  return std::string(host.data()) + " " + port.data();
+}
+
+constexpr int kNoSocket = -1, kUnknown = -2;
+
+// The socket of a request, which the library keeps from handlers; but it says whom it connects.
+int socket_of(const httplib::Request& request) {
+  const std::string remote = request.remote_addr + " " + std::to_string(request.remote_port);
+  const std::string local = request.local_addr + " " + std::to_string(request.local_port);
+  std::error_code unreadable;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd", unreadable)) {
+    const int socket = std::atoi(entry.path().filename().c_str());
+    if (end_of(socket, ::getpeername) == remote && end_of(socket, ::getsockname) == local) return socket;
+  }
+  return unreadable ? kUnknown : kNoSocket;
+}
+
+// Looks for the socket when it is first asked: most handlers never ask. A peer that has reset the connection is no
+// peer any more, so that then there is none.
+Connected connected_of(const httplib::Request& request) {
+  return [&request, socket = std::optional<int>()]() mutable {
+    if (!socket) socket = socket_of(request);
+    if (*socket < 0) return *socket == kUnknown;
+    pollfd watched{.fd = *socket, .events = POLLRDHUP, .revents = 0};
+    return ::poll(&watched, 1, 0) == 0;
+  };
 }
 
 }  // namespace
@@ -64,9 +111,12 @@ void Server::State::answer(const Handler& handler, const httplib::Request& reque
                    return request.get_param_value(name);
                  }};
   if (request.matches.size() > 1) native.argument = request.matches[1].str();
+  native.headers.assign(request.headers.begin(), request.headers.end());
+  native.connected = connected_of(request);
   Response result = handler(native);
   response.status = result.status;
-  if (result.status == 429) response.set_header("Retry-After", "1");
+  for (const auto& [name, value] : result.headers) response.set_header(name, value);
+  if (result.status == 429 && !response.has_header("Retry-After")) response.set_header("Retry-After", "1");
   if (result.stream) {
     response.set_header("Cache-Control", "no-cache");
     response.set_chunked_content_provider("text/event-stream",
@@ -78,6 +128,14 @@ void Server::State::answer(const Handler& handler, const httplib::Request& reque
                                             sink.done();
                                             return true;
                                           });
+  } else if (result.pieces) {
+    response.set_chunked_content_provider(result.content_type, [pieces = std::move(result.pieces)](
+                                                                   size_t, httplib::DataSink& sink) {
+      if (!pieces([&](std::string_view data) { return sink.is_writable() && sink.write(data.data(), data.size()); }))
+        return false;
+      sink.done();
+      return true;
+    });
   } else if (result.deferred) {
     response.set_chunked_content_provider(
         result.content_type,
@@ -125,7 +183,7 @@ void Server::State::configure() {
       });
   // Answers of the library itself, such as for an unknown path.
   server.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
-    if (!response.body.empty()) return;
+    if (!response.body.empty() || response.has_header("Content-Type")) return;
     if (response.status == 404)
       return write_error(response, not_found("there is no " + request.method + " " + request.path));
     write_error(response, invalid_argument("the request could not be read"), response.status);

@@ -12,6 +12,8 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "base/result.h"
 
@@ -25,18 +27,23 @@ struct Options {
   int64_t max_body_bytes = 8 << 20;
 };
 
+using Headers = std::vector<std::pair<std::string, std::string>>;
+
+// False when the client is gone.
+using Connected = std::function<bool()>;
+
 struct Request {
   std::string path;
   std::string argument;  // what a trailing "/*" of the route matched
   std::string body;
   std::function<std::string(const std::string& name)> query;  // value of a query parameter, or empty
+  Headers headers;
+  Connected connected;  // until the response is complete, on one thread at a time
 };
 
-// Writes one event; false when the client is gone.
+// Writes one event, or one piece of a body; false when the client is gone.
 using SendEvent = std::function<bool(std::string_view data)>;
-
-// False when the client is gone.
-using Connected = std::function<bool()>;
+using SendPiece = SendEvent;
 
 struct Response {
   int status = 200;
@@ -47,6 +54,10 @@ struct Response {
   std::function<Result<std::string>(const Connected& connected)> deferred;
   // If set, the response is a stream of events and `body` is not sent. Returns when the stream is complete.
   std::function<void(const SendEvent& send)> stream;
+  // If set, the body is what this sends, unchanged. False if that is not all: the connection closes without the body's
+  // end.
+  std::function<bool(const SendPiece& send)> pieces;
+  Headers headers;  // beside the content's type and length
 };
 
 using Handler = std::function<Response(const Request&)>;

@@ -19,6 +19,8 @@ constexpr const char* kMigrations[] = {
        CREATE TABLE versions(version INTEGER PRIMARY KEY, job_id TEXT NOT NULL, created_at REAL NOT NULL, loss REAL NOT NULL,
                              learning_rate REAL NOT NULL, changed_fraction REAL NOT NULL, synced INTEGER NOT NULL);
        CREATE INDEX jobs_by_time ON jobs(created_at);)",
+    R"(CREATE TABLE completions(id TEXT PRIMARY KEY, version INTEGER NOT NULL, conversation TEXT NOT NULL, answer TEXT NOT NULL,
+                                created_at REAL NOT NULL, job_id TEXT NOT NULL);)",
 };
 constexpr int64_t kSchema = std::size(kMigrations);
 
@@ -183,6 +185,57 @@ Result<std::vector<Job>> Store::jobs(int64_t limit) {
   std::vector<Job> jobs;
   while (LATHE_TRY(row.step())) jobs.push_back(job_of(row));
   return jobs;
+}
+
+Status Store::add_completion(const Completion& c, int64_t keep) {
+  if (keep <= 0 || c.conversation_json.size() + c.answer_json.size() > kMaxCompletionBytes) return {};
+  const std::lock_guard hold(state_->mutex);
+  LATHE_TRY(state_->script("PRAGMA synchronous=NORMAL"));
+  const Status added = state_->run(
+      "INSERT OR REPLACE INTO completions(id, version, conversation, answer, created_at, job_id) VALUES(?,?,?,?,?,'')",
+      {c.id, c.version, c.conversation_json, c.answer_json, now()});
+  const Status pruned =
+      state_->run("DELETE FROM completions WHERE rowid <= (SELECT max(rowid) FROM completions) - ?", {keep});
+  LATHE_TRY(state_->script("PRAGMA synchronous=FULL"));
+  return added.ok() ? pruned : added;
+}
+
+Status Store::mark_corrected(const std::string& id, const std::string& job_id) {
+  const std::lock_guard hold(state_->mutex);
+  return state_->run("UPDATE completions SET job_id=? WHERE id=?", {job_id, id});
+}
+
+namespace {
+
+constexpr char kCompletionColumns[] = "SELECT id, version, conversation, answer, created_at, job_id FROM completions ";
+
+Completion completion_of(const Statement& row) {
+  return {.id = row.text(0),
+          .version = row.integer(1),
+          .conversation_json = row.text(2),
+          .answer_json = row.text(3),
+          .created_at = row.real(4),
+          .job_id = row.text(5)};
+}
+
+}  // namespace
+
+Result<Completion> Store::completion(const std::string& id) {
+  const std::lock_guard hold(state_->mutex);
+  Statement row(state_->db, (kCompletionColumns + std::string("WHERE id=?")).c_str(), {id});
+  if (!LATHE_TRY(row.step())) {
+    return not_found("there is no chat completion '" + id +
+                     "' here; only the latest are kept (--keep-completions), and only complete ones");
+  }
+  return completion_of(row);
+}
+
+Result<std::vector<Completion>> Store::completions(int64_t limit) {
+  const std::lock_guard hold(state_->mutex);
+  Statement row(state_->db, (kCompletionColumns + std::string("ORDER BY rowid DESC LIMIT ?")).c_str(), {limit});
+  std::vector<Completion> completions;
+  while (LATHE_TRY(row.step())) completions.push_back(completion_of(row));
+  return completions;
 }
 
 Status Store::add_version(const Version& v) {

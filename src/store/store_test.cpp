@@ -1,6 +1,7 @@
 #include "store/store.h"
 
 #include <gtest/gtest.h>
+#include <sqlite3.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -47,6 +48,61 @@ TEST_F(StoreTest, KeepsWhatItWasGivenAcrossOpenings) {
   EXPECT_EQ(versions[1].loss, 1.5);
   EXPECT_EQ(*store->latest_version(), 2);
   EXPECT_EQ(store->job("unknown").error().code, Code::kNotFound);
+}
+
+TEST_F(StoreTest, KeepsTheLatestCompletions) {
+  const auto store = std::move(Store::open(path_)).value();
+  for (int i = 0; i < 5; ++i) {
+    const std::string number = std::to_string(i);
+    ASSERT_TRUE(
+        store
+            ->add_completion(
+                {.id = "c" + number, .version = i, .conversation_json = "{}", .answer_json = "\"" + number + "\""}, 3)
+            .ok());
+  }
+  const auto kept = std::move(store->completions(10)).value();
+  ASSERT_EQ(kept.size(), 3U);
+  EXPECT_EQ(kept[0].id, "c4");
+  EXPECT_EQ(kept[2].id, "c2");
+  EXPECT_EQ(store->completion("c1").error().code, Code::kNotFound);
+  ASSERT_TRUE(store->mark_corrected("c3", "learn-1").ok());
+  const Completion third = std::move(store->completion("c3")).value();
+  EXPECT_EQ(third.version, 3);
+  EXPECT_EQ(third.answer_json, "\"3\"");
+  EXPECT_EQ(third.job_id, "learn-1");
+  EXPECT_GT(third.created_at, 0);
+}
+
+TEST_F(StoreTest, KeepsNoCompletionThatIsTooLargeOrNotAskedFor) {
+  const auto store = std::move(Store::open(path_)).value();
+  ASSERT_TRUE(store->add_completion({.id = "off"}, 0).ok());
+  ASSERT_TRUE(
+      store->add_completion({.id = "large", .answer_json = std::string(Store::kMaxCompletionBytes + 1, ' ')}, 3).ok());
+  EXPECT_TRUE(store->completions(10)->empty());
+}
+
+TEST_F(StoreTest, AFileOfTheFirstSchemaIsMigrated) {
+  sqlite3* db = nullptr;
+  ASSERT_EQ(sqlite3_open(path_.c_str(), &db), SQLITE_OK);
+  const char* first =
+      "CREATE TABLE examples(id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE, job_id TEXT NOT NULL, created_at "
+      "REAL NOT NULL);"
+      "CREATE TABLE jobs(id TEXT PRIMARY KEY, state TEXT NOT NULL, request TEXT NOT NULL, result TEXT NOT NULL, "
+      "created_at REAL NOT "
+      "NULL, finished_at REAL NOT NULL);"
+      "CREATE TABLE versions(version INTEGER PRIMARY KEY, job_id TEXT NOT NULL, created_at REAL NOT NULL, loss REAL "
+      "NOT NULL,"
+      " learning_rate REAL NOT NULL, changed_fraction REAL NOT NULL, synced INTEGER NOT NULL);"
+      "INSERT INTO versions VALUES(7, 'j', 1, 2, 3, 4, 1); PRAGMA user_version=1;";
+  ASSERT_EQ(sqlite3_exec(db, first, nullptr, nullptr, nullptr), SQLITE_OK);
+  sqlite3_close(db);
+  for (int opening = 0; opening < 2; ++opening) {
+    auto store = Store::open(path_);
+    ASSERT_TRUE(store.ok()) << store.error().message;
+    EXPECT_EQ(*(*store)->latest_version(), 7);
+    EXPECT_TRUE((*store)->add_completion({.id = "c"}, 1).ok());
+    EXPECT_EQ((*store)->completions(10)->size(), 1U);
+  }
 }
 
 TEST_F(StoreTest, EqualExamplesAreStoredOnce) {

@@ -1,8 +1,8 @@
 """A server that holds weights as vLLM does with lathe-vllm, without vLLM: the real session and its watchdog over the fused
-tensors of a model directory in sealed shared memory, an engine that only keeps count, and the two HTTP routes that Lathe asks.
+tensors of a model directory in sealed shared memory, an engine that only keeps count, and the HTTP routes that Lathe asks.
 
 usage: fake_vllm.py MODEL_DIR SOCKET    prints one line of JSON: url, socket
-FAKE_MANIFEST: members of the manifest to replace; FAKE_TOKENS: the answer to /tokenize.
+FAKE_MANIFEST: members of the manifest to replace; FAKE_TOKENS: the answer to /tokenize, if it is to be always the same.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import threading
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "python" / "lathe_vllm"))
+from fake_inference import Inference  # noqa: E402
 from lathe_vllm import arena, session  # noqa: E402
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -104,27 +105,49 @@ class Engine:
 
 
 def answer_http(server_session):
-    tokens = json.loads(os.environ.get("FAKE_TOKENS", "[]"))  # of the one conversation that Lathe asks about
+    tokens = os.environ.get("FAKE_TOKENS")
+    inference = Inference()
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def reply(self, body):
-            data = json.dumps(body).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
+        protocol_version = "HTTP/1.1"
+
+        def reply(self, body, status=200, headers=None, cut=False):
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", **(headers or {}), "Content-Length": str(len(data))}.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+            self.close_connection = self.close_connection or cut
 
         def do_GET(self):
-            self.reply(server_session.describe())
+            if self.path == "/fake/requests":
+                self.reply({"requests": inference.requests, "left": inference.left})
+            elif self.path == "/v1/models":
+                self.reply({"object": "list", "data": [{"id": "fake"}]})
+            else:
+                self.reply(server_session.describe())
 
         def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.reply({"tokens": tokens})
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/fake/go":
+                inference.go.set()
+                self.reply({})
+            elif self.path == "/fake/close":
+                self.reply({})
+                server.shutdown()
+                server.server_close()
+            elif self.path == "/tokenize" and tokens:
+                self.reply({"tokens": json.loads(tokens)})
+            else:
+                inference.post(self, body)
 
         def log_message(self, *arguments):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://127.0.0.1:{server.server_address[1]}"
 
