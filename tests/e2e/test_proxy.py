@@ -4,12 +4,13 @@ correction of answers that were kept, there and in `lathe serve`. With real vLLM
 
 import http.client
 import json
+import subprocess
 import time
 import urllib.parse
 import urllib.request
 
 import pytest
-from conftest import wait_for
+from conftest import LATHE, wait_for
 from fake_inference import ANSWER, events, tokenized
 
 QUESTION = {"role": "user", "content": "What flows through Velmora?"}
@@ -222,6 +223,16 @@ def test_serve_keeps_its_answers_too(serve, tiny, stream):
     assert again.call(f"{CHAT}/{kept['id']}").json["corrected_by"] == job["id"], "it outlives the process"
     again.call(CHAT, {"messages": [QUESTION], "max_tokens": 1})
     assert len(again.call(CHAT).json["data"]) == 1
+
+
+def test_a_kept_answer_is_corrected_on_the_command_line(serve, tiny):
+    server = serve(tiny)
+    name = server.call(CHAT, {"messages": [QUESTION], "max_tokens": 4}).json["id"]
+    run = subprocess.run([LATHE, "learn", "--server", server.url, "--completion", name, "--answer", BETTER, "--json"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert server.call(f"{CHAT}/{name}").json["corrected_by"] == json.loads(run.stdout)["id"]
+    for wrong in (["--answer", BETTER], ["What?", "--completion", name, "--answer", BETTER]):
+        assert subprocess.run([LATHE, "learn", "--server", server.url, *wrong], capture_output=True).returncode == 2
 
 
 def test_serve_keeps_what_it_said(serve, tiny):
