@@ -1,5 +1,6 @@
 #include "kernels/serving.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/clones.h"
@@ -93,6 +94,18 @@ template <class F>
   return sum;
 }
 
+// The largest number; a NaN is passed over (and makes every sum of e^x NaN).
+[[gnu::always_inline]] inline float row_max(const uint16_t* x, int64_t n) {
+  float lanes[kLanes];
+  for (float& lane : lanes) lane = widen(x[0]);
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] = std::max(lanes[l], widen(x[i + l]));
+  }
+  for (int64_t i = whole; i < n; ++i) lanes[0] = std::max(lanes[0], widen(x[i]));
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
 [[gnu::always_inline]] inline float inverse_rms(const uint16_t* x, int64_t n, float eps) {
   const float sum = lane_sum(
       n, [=](int64_t i) __attribute__((always_inline)) { return widen(x[i]) * widen(x[i]); });
@@ -146,6 +159,21 @@ LATHE_CLONES void rotate_head(const uint16_t* __restrict x, const uint16_t* __re
     y[j] = narrow(rounded(a * c) - rounded(b * s));
     y[j + half] = narrow(rounded(b * c) + rounded(a * s));
   }
+}
+
+LATHE_CLONES SoftMaxRow soft_max_row(const uint16_t* __restrict logits, int64_t n, int64_t target) {
+  const float highest = row_max(logits, n);
+  const float sum = lane_sum(
+      n, [=](int64_t i) __attribute__((always_inline)) { return exp_negative(widen(logits[i]) - highest); });
+  const float log_sum = highest + std::log(sum);
+  return {log_sum, widen(logits[target]) - log_sum};
+}
+
+LATHE_CLONES void soft_max_gradient_row(uint16_t* __restrict logits, int64_t n, int64_t target, float slope,
+                                        float log_sum) {
+  const float of_target = slope * (1.0F - exp_negative(widen(logits[target]) - log_sum));
+  for (int64_t i = 0; i < n; ++i) logits[i] = narrow(-slope * exp_negative(widen(logits[i]) - log_sum));
+  logits[target] = narrow(of_target);
 }
 
 LATHE_CLONES void silu_mul_row(const uint16_t* __restrict gate, const uint16_t* __restrict up, uint16_t* __restrict y,

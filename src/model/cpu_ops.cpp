@@ -155,4 +155,32 @@ at::Tensor silu_mul_backward(const at::Tensor& dy, const at::Tensor& gate_up) {
   return d_gate_up;
 }
 
+SoftMaxStatistics soft_max_statistics(const at::Tensor& logits, const at::Tensor& targets) {
+  const int64_t rows = logits.size(0), n = logits.size(1);
+  SoftMaxStatistics out{.log_sum = at::empty({rows}, at::kFloat), .log_p = at::empty({rows}, at::kFloat)};
+  const uint16_t* in = data(logits);
+  const auto* target = targets.const_data_ptr<int64_t>();
+  auto *log_sum = out.log_sum.mutable_data_ptr<float>(), *log_p = out.log_p.mutable_data_ptr<float>();
+  at::parallel_for(0, rows, grain_rows(n), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const kernels::SoftMaxRow found = kernels::soft_max_row(in + row * n, n, target[row]);
+      log_sum[row] = found.log_sum;
+      log_p[row] = found.log_p;
+    }
+  });
+  return out;
+}
+
+void soft_max_gradient_(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& slopes,
+                        const at::Tensor& log_sum) {
+  const int64_t rows = logits.size(0), n = logits.size(1);
+  uint16_t* in_out = mutable_data(logits);
+  const auto* target = targets.const_data_ptr<int64_t>();
+  const auto *slope = slopes.const_data_ptr<float>(), *sum = log_sum.const_data_ptr<float>();
+  at::parallel_for(0, rows, grain_rows(n), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      kernels::soft_max_gradient_row(in_out + row * n, n, target[row], slope[row], sum[row]);
+  });
+}
+
 }  // namespace lathe::model::cpu

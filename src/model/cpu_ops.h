@@ -7,7 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "weights/gradient.h"
+#include "model/ops.h"
 
 namespace lathe::model::cpu {
 
@@ -28,5 +28,10 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 // gate_up [N, 2I], dy [N, I], both contiguous.
 at::Tensor silu_mul(const at::Tensor& gate_up);
 at::Tensor silu_mul_backward(const at::Tensor& dy, const at::Tensor& gate_up);
+
+// ops.h says what. logits contiguous.
+SoftMaxStatistics soft_max_statistics(const at::Tensor& logits, const at::Tensor& targets);
+void soft_max_gradient_(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& slopes,
+                        const at::Tensor& log_sum);
 
 }  // namespace lathe::model::cpu

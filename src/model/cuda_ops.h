@@ -7,8 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "model/config.h"
-#include "weights/gradient.h"
+#include "model/ops.h"
 
 namespace lathe::model::cuda {
 
@@ -26,12 +25,8 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 at::Tensor silu_mul(const at::Tensor& gate_up);
 at::Tensor silu_mul_backward(const at::Tensor& dy, const at::Tensor& gate_up);
 
-// Of logits [n, V] and targets [n] int64 on the same GPU.
-struct SoftMaxStatistics {
-  at::Tensor log_sum, log_p;  // [n] fp32: log Σ e^l, log p(target)
-};
+// ops.h says what.
 SoftMaxStatistics soft_max_statistics(const at::Tensor& logits, const at::Tensor& targets);
-// In place: logits become slopes (onehot(target) - p).
 void soft_max_gradient_(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& slopes,
                         const at::Tensor& log_sum);
 

@@ -155,9 +155,9 @@ TEST_F(GpuOps, SoftMaxStatisticsAndGradient) {
 
       at::Tensor logits = rounded.to(*device());
       const at::Tensor on_device = targets.to(*device());
-      const auto statistics = cuda::soft_max_statistics(logits, on_device);
+      const auto statistics = soft_max_statistics(logits, on_device);
       EXPECT_LT(error(statistics.log_p, log_p.gather(1, targets.unsqueeze(1)).squeeze(1)), 3e-6);
-      cuda::soft_max_gradient_(logits, on_device, slopes.to(*device()), statistics.log_sum);
+      soft_max_gradient_(logits, on_device, slopes.to(*device()), statistics.log_sum);
       EXPECT_LT(error(logits, expected), tolerance(dtype));
     }
   }

@@ -193,4 +193,24 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   return out.squeeze(0).transpose(0, 1).reshape({n, -1});
 }
 
+bool can_soft_max_in_place(const at::TensorOptions& options) {
+  if (options.device().is_cpu()) return options.dtype() == at::kBFloat16;
+  return gpu::kBuilt && options.dtype() != at::kDouble;
+}
+
+SoftMaxStatistics soft_max_statistics(const at::Tensor& logits, const at::Tensor& targets) {
+  if constexpr (gpu::kBuilt) {
+    if (logits.is_cuda()) return cuda::soft_max_statistics(logits, targets);
+  }
+  return cpu::soft_max_statistics(logits, targets);
+}
+
+void soft_max_gradient_(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& slopes,
+                        const at::Tensor& log_sum) {
+  if constexpr (gpu::kBuilt) {
+    if (logits.is_cuda()) return cuda::soft_max_gradient_(logits, targets, slopes, log_sum);
+  }
+  cpu::soft_max_gradient_(logits, targets, slopes, log_sum);
+}
+
 }  // namespace lathe::model

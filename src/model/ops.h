@@ -42,4 +42,16 @@ at::Tensor silu_mul(const at::Tensor& gate_up);
 // soft-max in fp32. Returns [n, H * K].
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
 
+// Of logits [n, V] and targets [n] int64 on the same device.
+struct SoftMaxStatistics {
+  at::Tensor log_sum, log_p;  // [n] fp32: log Σ e^l, log p(target)
+};
+
+// Whether these two work on logits of such options: bf16, and on a GPU fp32 too.
+bool can_soft_max_in_place(const at::TensorOptions& options);
+SoftMaxStatistics soft_max_statistics(const at::Tensor& logits, const at::Tensor& targets);
+// In place: logits become slopes (onehot(target) - p). `slopes` [n] fp32.
+void soft_max_gradient_(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& slopes,
+                        const at::Tensor& log_sum);
+
 }  // namespace lathe::model

@@ -50,6 +50,30 @@ TEST_P(ServingOps, RmsNorm) {
   EXPECT_LT(worst(rms_norm(x.transpose(0, 1), w, 1e-5, NormStyle::kPlain, nullptr), twin.transpose(0, 1)), 1.0 / 256);
 }
 
+TEST_P(ServingOps, SoftMaxStatisticsAndGradient) {
+  const int64_t vocabulary = GetParam();
+  const at::Tensor logits = bf16({9, vocabulary}) * 6;
+  logits[0] += 100, logits[1] -= 300;
+  const at::Tensor targets = at::randint(vocabulary, {9}, at::kLong), slopes = at::randn({9}, at::kFloat);
+  const at::Tensor log_p = at::log_softmax(logits.to(at::kDouble), -1);
+  const SoftMaxStatistics found = soft_max_statistics(logits, targets);
+  EXPECT_LT((found.log_sum - logits.to(at::kDouble).logsumexp(-1)).abs().max().item<double>(), 1e-4);
+  EXPECT_LT((found.log_p - log_p.gather(1, targets.unsqueeze(1)).squeeze(1)).abs().max().item<double>(), 1e-4);
+  at::Tensor gradient = logits.clone();
+  soft_max_gradient_(gradient, targets, slopes, found.log_sum);
+  const at::Tensor expected = slopes.unsqueeze(1) * (at::one_hot(targets, vocabulary) - log_p.exp());
+  EXPECT_LE((gradient - expected).abs().max().item<double>(), 1e-6 + expected.abs().max().item<double>() / 256);
+}
+
+TEST_P(ServingOps, SoftMaxOfALogitThatIsNoNumberIsNone) {
+  const at::Tensor logits = bf16({3, GetParam()});
+  logits[1][0] = NAN, logits[2][0] = INFINITY;
+  const at::Tensor log_p = soft_max_statistics(logits, at::zeros({3}, at::kLong)).log_p;
+  EXPECT_TRUE(log_p[0].isfinite().item<bool>());
+  EXPECT_TRUE(log_p[1].isnan().item<bool>());
+  EXPECT_FALSE(log_p[2].isfinite().item<bool>());
+}
+
 TEST_P(ServingOps, RotateIsBitForBitTheTwin) {
   const int64_t half = GetParam();
   const at::Tensor qkv = bf16({7, 5, 2 * half}), angle = at::randn({7, half});

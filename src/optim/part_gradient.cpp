@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/row_products.h"
 #include "kernels/squares.h"
 
 namespace lathe::optim {
@@ -39,6 +40,34 @@ at::Tensor joined(const std::vector<at::Tensor>& pieces) {
 // A flat tensor's first elements as a matrix.
 at::Tensor as_rows(const at::Tensor& memory, int64_t rows, int64_t columns) {
   return memory.narrow(0, 0, rows * columns).view({rows, columns});
+}
+
+// Elements one thread should have before a second is worth waking.
+constexpr int64_t kGrain = 64 * 1024;
+
+// m [r, c] bf16 on the CPU, rows without gaps; x fp32. m x [r], and xᵀ m [c], without a wide copy of m.
+at::Tensor times_vector(const at::Tensor& m, const at::Tensor& x) {
+  at::Tensor y = at::empty({m.size(0)}, x.options());
+  const auto* data = reinterpret_cast<const uint16_t*>(m.const_data_ptr<at::BFloat16>());
+  const auto* in = x.const_data_ptr<float>();
+  auto* out = y.mutable_data_ptr<float>();
+  at::parallel_for(0, m.size(0), 1 + kGrain / m.size(1), [&](int64_t begin, int64_t end) {
+    kernels::row_dots(data + begin * m.stride(0), end - begin, m.size(1), m.stride(0), in, out + begin);
+  });
+  return y;
+}
+at::Tensor vector_times(const at::Tensor& x, const at::Tensor& m) {
+  at::Tensor y = at::empty({m.size(1)}, x.options());
+  const auto* data = reinterpret_cast<const uint16_t*>(m.const_data_ptr<at::BFloat16>());
+  const auto* in = x.const_data_ptr<float>();
+  auto* out = y.mutable_data_ptr<float>();
+  at::parallel_for(0, m.size(1), 1 + kGrain / (1 + m.size(0)), [&](int64_t begin, int64_t end) {
+    kernels::weighted_row_sum(data + begin, m.size(0), end - begin, m.stride(0), in, out + begin);
+  });
+  return y;
+}
+bool can_multiply(const at::Tensor& m) {
+  return m.is_cpu() && m.scalar_type() == at::kBFloat16 && m.stride(1) == 1;
 }
 
 // work(first row, rows) for each tile of groups [begin, end) out of `groups`, in order.
@@ -172,6 +201,7 @@ bool PartGradient::by_gram() const {
 
 at::Tensor PartGradient::project(const at::Tensor& p) const {
   if (gradient_.dense.defined()) return tall() ? at::mm(dense(), p.t()) : at::mm(p, dense());
+  if (p.size(0) == 1 && can_multiply(gradient_.x) && can_multiply(gradient_.dy)) return project_to_vector(p);
   const at::Tensor x = gradient_.x.to(at::kFloat), dy = this->dy();
   if (!tall()) {
     at::Tensor r = at::mm(at::mm(p, dy.to(at::kFloat).t()), x);
@@ -187,6 +217,18 @@ at::Tensor PartGradient::project(const at::Tensor& p) const {
     at::Tensor block = r.narrow(0, begin, count);
     at::mm_out(block, dy.narrow(1, begin, count).to(at::kFloat).t(), y);
   }
+  if (has_lookup()) r.index_add_(0, gradient_.rows, at::mm(gradient_.sums, p.t()));
+  return r;
+}
+
+at::Tensor PartGradient::project_to_vector(const at::Tensor& p) const {
+  const at::Tensor vector = p.squeeze(0);
+  if (!tall()) {
+    at::Tensor r = vector_times(times_vector(dy(), vector), gradient_.x).unsqueeze(0);
+    if (has_lookup()) r += at::mm(p.index_select(1, gradient_.rows), gradient_.sums);
+    return r;
+  }
+  at::Tensor r = vector_times(times_vector(gradient_.x, vector), dy()).unsqueeze(1);
   if (has_lookup()) r.index_add_(0, gradient_.rows, at::mm(gradient_.sums, p.t()));
   return r;
 }

@@ -7,35 +7,35 @@
 #include <algorithm>
 #include <vector>
 
-#include "gpu/device.h"
-#include "model/cuda_ops.h"
 #include "model/ops.h"
 
 namespace lathe::train {
 namespace {
 
-// fp32 logits of a slice stay under this; on a GPU, logits in their own type do.
-constexpr int64_t kSliceBytes = int64_t{32} << 20, kGpuSliceBytes = int64_t{320} << 20;
+// fp32 logits of a slice stay under the first; logits that are worked on in place, in their own type, under the others.
+constexpr int64_t kSliceBytes = int64_t{32} << 20, kInPlaceBytes = int64_t{64} << 20,
+                  kGpuSliceBytes = int64_t{320} << 20;
 
 // Whether a slice is worked on in place, by kernels that know log p and its gradient from the logits alone.
 bool in_place(const model::Model& model, const Objective& objective) {
-  if constexpr (!gpu::kBuilt) return false;
-  const at::TensorOptions options = model.options();
-  return options.device().is_cuda() && options.dtype() != at::kDouble && !objective.sees_distributions();
+  return model::can_soft_max_in_place(model.options()) && !objective.sees_distributions();
 }
 
 int64_t rows_of(int64_t numbers, const model::ModelConfig& config) {
   return std::max<int64_t>(16, numbers / config.vocab_size);
 }
 
-std::vector<RowRange> slices(const model::Model& model, const GradedRows& graded, double scale,
-                             bool large_slices = false) {
-  const int64_t rows =
-      large_slices ? rows_of(kGpuSliceBytes / static_cast<int64_t>(model.options().dtype().itemsize()), model.config())
-                   : slice_rows(model.config());
+// As few as may be, of one size but for a row.
+std::vector<RowRange> slices(const model::Model& model, const GradedRows& graded, double scale, bool in_place = false) {
+  const auto element = static_cast<int64_t>(model.options().dtype().itemsize());
+  const int64_t bytes = model.options().device().is_cuda() ? kGpuSliceBytes : kInPlaceBytes;
+  const int64_t most = in_place ? rows_of(bytes / element, model.config()) : slice_rows(model.config());
+  const int64_t count = (graded.size() + most - 1) / most;
   std::vector<RowRange> ranges;
-  for (int64_t begin = 0; begin < graded.size(); begin += rows)
-    ranges.push_back({graded, begin, std::min(rows, graded.size() - begin), scale});
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = i * graded.size() / count;
+    ranges.push_back({graded, begin, (i + 1) * graded.size() / count - begin, scale});
+  }
   return ranges;
 }
 
@@ -88,15 +88,12 @@ LogitGradient logit_gradient(const at::Tensor& logits, const RowRange& range, co
 // The same where in_place() holds: the logits' memory becomes their gradient.
 LogitGradient logit_gradient_(at::Tensor logits, const RowRange& range, const Objective& objective,
                               const RowTerms& all) {
-  if constexpr (gpu::kBuilt) {
-    const at::Tensor targets = range.of(range.graded.targets).to(logits.device());
-    const auto statistics = model::cuda::soft_max_statistics(logits, targets);
-    const RowTerms terms = terms_of(range, statistics.log_p, objective, all);
-    const at::Tensor slopes = terms.slopes.to(logits.device(), at::kFloat);
-    model::cuda::soft_max_gradient_(logits, targets, slopes, statistics.log_sum);
-    return {terms.loss, logits};
-  }
-  return {};
+  const at::Tensor targets = range.of(range.graded.targets).to(logits.device());
+  const model::SoftMaxStatistics statistics = model::soft_max_statistics(logits, targets);
+  const RowTerms terms = terms_of(range, statistics.log_p, objective, all);
+  const at::Tensor slopes = terms.slopes.to(logits.device(), at::kFloat).contiguous();
+  model::soft_max_gradient_(logits, targets, slopes, statistics.log_sum);
+  return {terms.loss, logits};
 }
 
 }  // namespace
