@@ -52,7 +52,8 @@ class Server:
             return error.code, json.load(error)
 
     def ask(self):
-        status, reply = self.call("/v1/chat/completions", {"messages": TURNS[:1], "temperature": 0, "max_tokens": 16})
+        status, reply = self.call("/v1/chat/completions", {"messages": TURNS[:1], "temperature": 0, "max_tokens": 16,
+                                                            "chat_template_kwargs": {"enable_thinking": False}})
         return reply["choices"][0]["message"]["content"] if status == 200 else f"status {status}: {reply}"
 
     def version(self):
@@ -76,7 +77,7 @@ def teach(server, check):
     before = server.ask()
     seconds, result = [], {}
     for _ in range(20):  # random weights know nothing: more than one correction
-        status, result = server.call("/v1/learn", {"messages": TURNS, "lr": 1e-3})
+        status, result = server.call("/v1/learn", {"messages": TURNS, "lr": 2e-4})
         if status != 200:
             return check(False, f"learn: status {status}: {result}")
         seconds.append(result["seconds"])
@@ -89,7 +90,7 @@ def teach(server, check):
 def run_out_of_memory(server, check):
     """While another process holds the memory, a large lesson is refused, nothing changes, serving goes on; later it learns."""
     answer, version = server.ask(), server.version()
-    long = {"messages": [{"role": "user", "content": "word " * 1500}, {"role": "assistant", "content": "many words " * 800}], "steps": 1}
+    long = {"messages": [{"role": "user", "content": "word " * 500}, {"role": "assistant", "content": "many words " * 150}], "steps": 1}
     with subprocess.Popen([sys.executable, "-c", HOG, str(48 << 20)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hog:
         hog.stdout.readline()
         status, refused = server.call("/v1/learn", long)
