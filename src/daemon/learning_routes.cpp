@@ -1,5 +1,6 @@
 #include "daemon/learning_routes.h"
 
+#include "base/log.h"
 #include "daemon/routes.h"
 
 namespace lathe::daemon {
@@ -65,7 +66,9 @@ http::Response LearningRoutes::learn(const http::Request& request) {
     const std::string id = task.job_id;
     std::future<store::Job> done = LATHE_TRY(learner_.submit(std::move(task), request.body));
     for (const api::LearnExample& example : learn.examples) {
-      if (!example.completion.empty()) LATHE_TRY(store_.mark_corrected(example.completion, id));
+      if (example.completion.empty()) continue;
+      const Status marked = store_.mark_corrected(example.completion, id);  // the job runs all the same
+      if (!marked.ok()) log::warning("the correction of " + example.completion + ": " + marked.error().message);
     }
     if (!learn.wait) {
       const store::Job queued = LATHE_TRY(store_.job(id));

