@@ -21,150 +21,154 @@ uint8_t gap_context(uint32_t scale) {
 }
 constexpr uint32_t kGapAlphabet = kSymbols;
 
+uint32_t low_bits(uint32_t bits) {
+  return (1U << bits) - 1;
+}
+
 // Steps of elements that cross are as wide as those of the smallest numbers; not worth a table of their own.
 uint8_t number_context(uint32_t list, uint32_t contexts) {
   return static_cast<uint8_t>(list == contexts ? 0 : list);
 }
 
-struct List {
-  std::vector<uint32_t> elements, gaps, numbers;
-
-  uint32_t scale() const {
-    double sum = 0;
-    for (const uint32_t gap : gaps) sum += gap;
-    const double mean = gaps.empty() ? 0 : sum / static_cast<double>(gaps.size());
-    return static_cast<uint32_t>(2 * std::log2(mean + 1));
-  }
-};
-
-std::vector<List> make_lists(std::span<const Change> changes, std::span<const uint8_t> before,
-                             std::span<const uint8_t> after, uint32_t contexts) {
-  std::vector<List> lists(contexts + 1);
-  std::vector<uint64_t> unchanged(words_for(before.size()), ~uint64_t{0}), kind(unchanged.size());
-  for (const Change& change : changes) {
-    const uint32_t i = change.element;
-    unchanged[i / 64] &= ~(uint64_t{1} << (i % 64));
-    List& list = lists[before[i] == after[i] ? before[i] : contexts];
-    list.elements.push_back(i);
-    list.numbers.push_back(change.number);
-  }
-  for (uint32_t c = 0; c <= contexts; ++c) {
-    List& list = lists[c];
-    list.gaps.resize(list.elements.size());
-    if (list.elements.empty()) continue;
-    if (c < contexts) {
-      equal_bits(before, static_cast<uint8_t>(c), kind.data());
-      gaps_of(kind.data(), unchanged.data(), list.elements, list.gaps.data());
-      continue;
-    }
-    for (size_t k = 0, next = 0; k < list.gaps.size(); next = list.elements[k++] + 1)
-      list.gaps[k] = list.elements[k] - static_cast<uint32_t>(next);
-  }
-  return lists;
+uint32_t scale_of(std::span<const uint32_t> gaps) {
+  uint64_t sum = 0;
+  for (const uint32_t gap : gaps) sum += gap;
+  const double mean = gaps.empty() ? 0 : static_cast<double>(sum) / static_cast<double>(gaps.size());
+  return static_cast<uint32_t>(2 * std::log2(mean + 1));
 }
 
-// Symbols and extra bits of a stream as it grows.
-struct Stream {
-  std::vector<uint8_t> contexts, symbols;
-  BitWriter extra;
-
-  void put(uint32_t context, uint32_t number) {
-    const uint32_t symbol = symbol_of(number), bits = extra_bits(symbol);
-    contexts.push_back(static_cast<uint8_t>(context));
-    symbols.push_back(static_cast<uint8_t>(symbol));
-    extra.put(number & static_cast<uint32_t>((uint64_t{1} << bits) - 1), bits);
-  }
-  void write(SymbolEncoder& encoder, std::vector<std::byte>& out) {
-    HistogramBuilder histogram;
-    histogram.add(contexts.data(), symbols.data(), symbols.size());
-    encoder.encode(contexts, symbols, histogram.total(), extra.finish(), out);
-  }
-};
-
-// A decoder's list: its places in gaps and numbers.
-struct Places {
-  size_t begin = 0, end = 0;
-};
-
-// From gaps to elements, list by list. Takes the elements of the last list out of `known`, for the others.
-Status place_changes(std::span<const Places> lists, std::span<const uint32_t> gaps, std::span<uint8_t> known,
-                     std::vector<uint32_t>& elements) {
-  constexpr uint8_t kNoContext = 255;
-  const auto behind = [] { return corruption("a change lies behind the last element"); };
-  elements.resize(gaps.size());
-  const size_t contexts = lists.size() - 1;
-  uint64_t next = 0;
-  for (size_t k = lists[contexts].begin; k < lists[contexts].end; ++k) {
-    next += gaps[k];
-    if (next >= known.size()) return behind();
-    known[next] = kNoContext;
-    elements[k] = static_cast<uint32_t>(next++);
-  }
-  std::vector<uint64_t> kind(words_for(known.size()));
-  for (size_t c = 0; c < contexts; ++c) {
-    const auto [begin, end] = lists[c];
-    if (begin == end) continue;
-    equal_bits(known, static_cast<uint8_t>(c), kind.data());
-    if (place(kind, gaps.subspan(begin, end - begin), &elements[begin]) != end - begin) return behind();
-  }
-  return {};
+Error behind_the_end() {
+  return corruption("a change lies behind the last element");
 }
 
 }  // namespace
 
-void encode_changes(std::span<const Change> changes, std::span<const uint8_t> before, std::span<const uint8_t> after,
-                    uint32_t contexts, SymbolEncoder& encoder, std::vector<std::byte>& out) {
-  const std::vector<List> lists = make_lists(changes, before, after, contexts);
-  Stream gaps, numbers;
-  for (uint32_t c = 0; c <= contexts; ++c) {
-    const List& list = lists[c];
-    append_varint(out, list.gaps.size());
-    if (list.gaps.empty()) continue;
-    const uint32_t scale = list.scale(), bits = remainder_bits(scale);
-    append(out, static_cast<uint8_t>(scale));
-    for (const uint32_t gap : list.gaps) {
-      gaps.put(gap_context(scale), gap >> bits);
-      gaps.extra.put(gap & ((1U << bits) - 1), bits);
-    }
-    for (const uint32_t number : list.numbers) numbers.put(number_context(c, contexts), number - 1);
+void ChangeCoder::find_gaps(const Begins& begins, std::span<const uint8_t> before, uint32_t contexts) {
+  unchanged_.assign(words_for(before.size()), ~uint64_t{0});
+  kind_.resize(unchanged_.size());
+  ranks_.resize(unchanged_.size());
+  for (const uint32_t i : std::span(elements_).first(begins[contexts + 1]))
+    unchanged_[i / 64] &= ~(uint64_t{1} << (i % 64));
+  for (uint32_t c = 0; c < contexts; ++c) {
+    const std::span elements(&elements_[begins[c]], begins[c + 1] - begins[c]);
+    if (elements.empty()) continue;
+    equal_bits(before, static_cast<uint8_t>(c), kind_.data());
+    gaps_of(kind_, unchanged_, elements, ranks_, &gaps_[begins[c]]);
   }
-  gaps.write(encoder, out);
-  numbers.write(encoder, out);
+  uint32_t next = 0;
+  for (size_t k = begins[contexts]; k < begins[contexts + 1]; ++k) {
+    gaps_[k] = elements_[k] - next;
+    next = elements_[k] + 1;
+  }
 }
 
-Status decode_changes(std::span<const std::byte>& in, std::span<uint8_t> known, uint32_t contexts, uint32_t alphabet,
-                      std::vector<Change>& changes) {
-  std::vector<Places> lists(contexts + 1);
-  std::vector<uint8_t> scales(contexts + 1), gap_contexts, number_contexts;
-  for (uint32_t c = 0; c <= contexts; ++c) {
-    const uint64_t count = LATHE_TRY(take_varint(in));
-    if (count > known.size() - gap_contexts.size()) return corruption("more elements changed than there are");
-    if (count > 0) scales[c] = LATHE_TRY(take<uint8_t>(in));
-    if (scales[c] > kMaxScale) return corruption("a list of changes has an impossible scale");
-    lists[c] = {.begin = gap_contexts.size(), .end = gap_contexts.size() + count};
-    gap_contexts.resize(lists[c].end, gap_context(scales[c]));
-    number_contexts.resize(lists[c].end, number_context(c, contexts));
+void ChangeCoder::write(std::vector<std::byte>& out) {
+  histogram_.clear();
+  histogram_.add(pairs_);
+  encoder_.encode(pairs_, histogram_.total(), extra_.finish(), StreamShape::kSmall, out);
+}
+
+void ChangeCoder::encode(std::span<const Change> changes, std::span<const uint8_t> before, uint32_t contexts,
+                         std::vector<std::byte>& out) {
+  const auto list_of = [contexts](const Change& change) { return std::min(change.list, contexts); };
+  Begins begins{};
+  for (const Change& change : changes) ++begins[list_of(change) + 1];
+  for (uint32_t c = 0; c <= contexts; ++c) begins[c + 1] += begins[c];
+  elements_.resize(changes.size() + 1);  // one more, so that the address of an empty last list exists
+  numbers_.resize(changes.size() + 1);
+  gaps_.resize(changes.size() + 1);
+  Begins next = begins;
+  for (const Change& change : changes) {
+    const uint32_t k = next[list_of(change)]++;
+    elements_[k] = change.element;
+    numbers_[k] = change.number - 1;
   }
-  std::vector<uint8_t> symbols(gap_contexts.size());
-  std::vector<uint32_t> gaps(symbols.size());
-  BitReader gap_bits(LATHE_TRY(decode_symbols(in, kGapAlphabet, gap_contexts, symbols)));
+  find_gaps(begins, before, contexts);
+
+  pairs_.resize(changes.size());
+  extra_.clear();
   for (uint32_t c = 0; c <= contexts; ++c) {
-    const uint32_t bits = remainder_bits(scales[c]);
-    for (size_t i = lists[c].begin; i < lists[c].end; ++i) {
-      const uint64_t quotient = number_of(symbols[i], gap_bits.get(extra_bits(symbols[i])));
-      const uint64_t gap = quotient << bits | gap_bits.get(bits);
-      if (gap >= known.size()) return corruption("a change lies behind the last element");
-      gaps[i] = static_cast<uint32_t>(gap);
+    const std::span gaps(&gaps_[begins[c]], begins[c + 1] - begins[c]);
+    append_varint(out, gaps.size());
+    if (gaps.empty()) continue;
+    const uint32_t scale = scale_of(gaps), remainder = remainder_bits(scale);
+    append(out, static_cast<uint8_t>(scale));
+    for (size_t k = 0; k < gaps.size(); ++k) {
+      const uint32_t quotient = gaps[k] >> remainder, symbol = symbol_of(quotient), bits = extra_bits(symbol);
+      pairs_[begins[c] + k] = pair_of(gap_context(scale), symbol);
+      extra_.put((quotient & low_bits(bits)) | (gaps[k] & low_bits(remainder)) << bits, bits + remainder);
     }
   }
-  BitReader number_bits(LATHE_TRY(decode_symbols(in, alphabet, number_contexts, symbols)));
-  changes.resize(symbols.size());
-  for (size_t i = 0; i < symbols.size(); ++i)
-    changes[i].number = number_of(symbols[i], number_bits.get(extra_bits(symbols[i]))) + 1;
+  write(out);
+
+  extra_.clear();
+  for (uint32_t c = 0; c <= contexts; ++c) {
+    for (uint32_t k = begins[c]; k < begins[c + 1]; ++k) {
+      const uint32_t symbol = symbol_of(numbers_[k]);
+      pairs_[k] = pair_of(number_context(c, contexts), symbol);
+      if (const uint32_t bits = extra_bits(symbol); bits > 0) extra_.put(numbers_[k] & low_bits(bits), bits);
+    }
+  }
+  write(out);
+}
+
+// From gaps to elements, list by list. Takes the elements of the last list out of `known`, for the others.
+Status ChangeCoder::place(const Begins& begins, std::span<uint8_t> known, uint32_t contexts) {
+  constexpr uint8_t kNoContext = 255;
+  elements_.resize(gaps_.size());
+  uint64_t next = 0;
+  for (size_t k = begins[contexts]; k < begins[contexts + 1]; ++k) {
+    next += gaps_[k];
+    if (next >= known.size()) return behind_the_end();
+    known[next] = kNoContext;
+    elements_[k] = static_cast<uint32_t>(next++);
+  }
+  kind_.resize(words_for(known.size()));
+  for (uint32_t c = 0; c < contexts; ++c) {
+    const size_t begin = begins[c], size = begins[c + 1] - begin;
+    if (size == 0) continue;
+    equal_bits(known, static_cast<uint8_t>(c), kind_.data());
+    if (checkpoint::place(kind_, std::span(gaps_).subspan(begin, size), &elements_[begin]) != size)
+      return behind_the_end();
+  }
+  return {};
+}
+
+Status ChangeCoder::decode(std::span<const std::byte>& in, std::span<uint8_t> known, uint32_t contexts,
+                           uint32_t alphabet, std::vector<Change>& changes) {
+  Begins begins{};
+  std::array<uint8_t, kContexts + 1> remainders{};
+  contexts_.clear();
+  number_contexts_.clear();
+  for (uint32_t c = 0; c <= contexts; ++c) {
+    const uint64_t count = LATHE_TRY(take_varint(in));
+    if (count > known.size() - begins[c]) return corruption("more elements changed than there are");
+    const uint32_t scale = count > 0 ? uint32_t{LATHE_TRY(take<uint8_t>(in))} : 0;
+    if (scale > kMaxScale) return corruption("a list of changes has an impossible scale");
+    remainders[c] = static_cast<uint8_t>(remainder_bits(scale));
+    begins[c + 1] = begins[c] + static_cast<uint32_t>(count);
+    contexts_.resize(begins[c + 1], gap_context(scale));
+    number_contexts_.resize(begins[c + 1], number_context(c, contexts));
+  }
+  symbols_.resize(contexts_.size());
+  gaps_.resize(contexts_.size());
+  BitReader gap_bits(LATHE_TRY(decoder_.decode(in, kGapAlphabet, contexts_, symbols_)));
+  for (uint32_t c = 0; c <= contexts; ++c) {
+    const uint32_t remainder = remainders[c];
+    for (size_t k = begins[c]; k < begins[c + 1]; ++k) {
+      const uint64_t quotient = number_of(symbols_[k], gap_bits.get(extra_bits(symbols_[k])));
+      const uint64_t gap = quotient << remainder | gap_bits.get(remainder);
+      if (gap >= known.size()) return behind_the_end();
+      gaps_[k] = static_cast<uint32_t>(gap);
+    }
+  }
+  LATHE_TRY(place(begins, known, contexts));
+  BitReader number_bits(LATHE_TRY(decoder_.decode(in, alphabet, number_contexts_, symbols_)));
+  changes.resize(symbols_.size());
+  for (size_t k = 0; k < symbols_.size(); ++k)
+    changes[k] = {.element = elements_[k],
+                  .number = number_of(symbols_[k], number_bits.get(extra_bits(symbols_[k]))) + 1};
   if (!gap_bits.exact() || !number_bits.exact()) return corruption("the changes do not end where they should");
-  std::vector<uint32_t> elements;
-  LATHE_TRY(place_changes(lists, gaps, known, elements));
-  for (size_t i = 0; i < elements.size(); ++i) changes[i].element = elements[i];
   return {};
 }
 

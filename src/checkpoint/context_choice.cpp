@@ -1,5 +1,6 @@
 #include "checkpoint/context_choice.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <utility>
@@ -28,6 +29,70 @@ double context_bits(const Counts& counts) {
   return counts[0] == total ? 0 : bits + 8 * present;
 }
 
+// What merging one context after the other into the next costs, dense and sparse.
+class MergeWalk {
+ public:
+  explicit MergeWalk(const Steps& steps)
+      : histogram_(steps.histogram), transitions_(steps.transitions), low_(steps.histogram.count[0]) {
+    for (uint32_t c = 0; c < kContexts; ++c) {
+      const uint64_t count = std::accumulate(histogram_.count[c].begin(), histogram_.count[c].end(), uint64_t{0});
+      uint64_t left = 0;
+      transitions_[c][c] = 0;
+      for (const uint32_t n : transitions_[c]) left += n;
+      transitions_[c][c] = static_cast<uint32_t>(count - std::min(count, left));
+      all_ += count;
+      crossed_ += left;
+      symbol_bits_ += context_bits(histogram_.count[c]);
+    }
+    for (uint32_t c = 0; c < kContexts; ++c) transition_bits_ += column_bits(c);
+    low_bits_ = context_bits(low_);
+  }
+
+  // Contexts below c are one with c from now on.
+  void merge_into(uint32_t c) {
+    symbol_bits_ -= low_bits_ + context_bits(histogram_.count[c]);
+    for (uint32_t s = 0; s < kSymbols; ++s) low_[s] += histogram_.count[c][s];
+    low_bits_ = context_bits(low_);
+    symbol_bits_ += low_bits_;
+
+    crossed_ -= transitions_[c - 1][c] + transitions_[c][c - 1];
+    for (uint32_t k = 0; k < kContexts; ++k) {
+      const uint32_t more = std::exchange(transitions_[c - 1][k], 0), n = transitions_[c][k];
+      transitions_[c][k] += more;
+      if (more > 0 && n > 0) transition_bits_ += n_log_n(n) + n_log_n(more) - n_log_n(uint64_t{n} + more);
+    }
+    transition_bits_ -= column_bits(c - 1) + column_bits(c);
+    for (uint32_t k = 0; k < kContexts; ++k) transitions_[k][c] += std::exchange(transitions_[k][c - 1], 0);
+    transition_bits_ += column_bits(c);
+  }
+
+  // Steps and tables; and which elements changed their context: given the new one and how far its edge is, or, in
+  // lists, their places.
+  double dense_bits() const {
+    constexpr double kDistanceHelps = 0.55;
+    return symbol_bits_ + kDistanceHelps * transition_bits_;
+  }
+  double sparse_bits() const { return symbol_bits_ + n_log_n(all_) - n_log_n(crossed_) - n_log_n(all_ - crossed_); }
+
+ private:
+  // Bits of the old contexts given that the new one is `to`.
+  double column_bits(uint32_t to) const {
+    uint64_t total = 0;
+    double bits = 0;
+    for (uint32_t from = 0; from < kContexts; ++from) {
+      total += transitions_[from][to];
+      bits -= n_log_n(transitions_[from][to]);
+    }
+    return bits + n_log_n(total);
+  }
+
+  const Histogram& histogram_;
+  Transitions transitions_;
+  Counts low_;
+  uint64_t all_ = 0, crossed_ = 0;
+  double symbol_bits_ = 0, low_bits_ = 0, transition_bits_ = 0;
+};
+
 }  // namespace
 
 double histogram_bits(const Histogram& histogram) {
@@ -36,88 +101,23 @@ double histogram_bits(const Histogram& histogram) {
   return bits;
 }
 
-namespace {
-
-// Elements by the contexts of their old and new values.
-using Transitions = std::array<std::array<uint32_t, kContexts>, kContexts>;
-
-// Bits of the old contexts given the new ones.
-double transition_bits(const Transitions& transitions) {
-  double bits = 0;
-  for (uint32_t to = 0; to < kContexts; ++to) {
-    uint64_t total = 0;
-    for (uint32_t from = 0; from < kContexts; ++from) {
-      total += transitions[from][to];
-      bits -= n_log_n(transitions[from][to]);
+ContextChoice choose_contexts(const Steps& steps, bool short_lists) {
+  MergeWalk walk(steps);
+  struct Best {
+    uint32_t merge = 0;
+    double bits = 0;
+    void see(uint32_t c, double now) {
+      if (now <= bits) *this = {.merge = c, .bits = now};
     }
-    bits += n_log_n(total);
-  }
-  return bits;
-}
-
-// What it costs to tell which elements changed their context.
-double crossing_bits(const Transitions& transitions, bool sparse) {
-  constexpr double kDistanceHelps = 0.55;  // what is left of transition_bits when the distance to the edge is known
-  if (!sparse) return kDistanceHelps * transition_bits(transitions);
-  uint64_t all = 0, crossed = 0;
-  for (uint32_t from = 0; from < kContexts; ++from) {
-    for (uint32_t to = 0; to < kContexts; ++to) {
-      all += transitions[from][to];
-      if (from != to) crossed += transitions[from][to];
-    }
-  }
-  return n_log_n(all) - n_log_n(crossed) - n_log_n(all - crossed);  // their places, whatever their contexts
-}
-
-struct Merge {
-  uint32_t merge = 0;
-  double bits = 0;
-};
-
-Merge best_merge(const Histogram& histogram, Transitions transitions, bool sparse) {
-  double bits = histogram_bits(histogram);
-  Merge best{.bits = bits + crossing_bits(transitions, sparse)};
-  Counts low = histogram.count[0];
-  double low_bits = context_bits(low);
+  };
+  Best dense{.bits = walk.dense_bits()}, sparse{.bits = walk.sparse_bits()};
   for (uint32_t c = 1; c < kContexts; ++c) {
-    bits -= low_bits + context_bits(histogram.count[c]);
-    for (uint32_t s = 0; s < kSymbols; ++s) low[s] += histogram.count[c][s];
-    low_bits = context_bits(low);
-    bits += low_bits;
-    // Row and column c - 1, which hold all below them, join c.
-    for (uint32_t k = 0; k < kContexts; ++k) transitions[c][k] += std::exchange(transitions[c - 1][k], 0);
-    for (uint32_t k = 0; k < kContexts; ++k) transitions[k][c] += std::exchange(transitions[k][c - 1], 0);
-    const double all_bits = bits + crossing_bits(transitions, sparse);
-    if (all_bits <= best.bits) best = {.merge = c, .bits = all_bits};
+    walk.merge_into(c);
+    dense.see(c, walk.dense_bits());
+    sparse.see(c, walk.sparse_bits());
   }
-  return best;
-}
-
-}  // namespace
-
-ContextChoice choose_contexts(const uint8_t* before, const uint8_t* after, const uint8_t* symbols, size_t count) {
-  constexpr size_t kPiece = 512;
-  constexpr uint32_t kEvery = 4;
-  const uint32_t every = count < 64 * kPiece ? 1 : kEvery;
-  HistogramBuilder builder;
-  Transitions transitions{};
-  for (size_t begin = 0; begin < count; begin += every * kPiece) {
-    const size_t end = std::min(count, begin + kPiece);
-    builder.add(before + begin, symbols + begin, end - begin);
-    for (size_t i = begin; i < end; ++i) transitions[before[i]][after[i]] += every;
-  }
-  Histogram histogram = builder.total();
-  uint64_t seen = 0, unchanged = 0;
-  for (auto& counts : histogram.count) {
-    for (uint32_t& n : counts) n *= every;  // as many as there are, so that they weigh against the tables
-    seen += std::accumulate(counts.begin(), counts.end(), uint64_t{0});
-    unchanged += counts[0];
-  }
-  const Merge dense = best_merge(histogram, transitions, false), sparse = best_merge(histogram, transitions, true);
-  constexpr uint64_t kShort = 8;        // fewer than one change in so many elements
   constexpr double kWorthSpeed = 1.05;  // times the bits
-  if (kShort * (seen - unchanged) < seen && sparse.bits < kWorthSpeed * dense.bits)
-    return {.sparse = true, .merge = sparse.merge};
+  if (short_lists && sparse.bits < kWorthSpeed * dense.bits) return {.sparse = true, .merge = sparse.merge};
   return {.sparse = false, .merge = dense.merge};
 }
 

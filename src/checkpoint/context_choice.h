@@ -21,12 +21,13 @@ ContextRange choose_range(const std::byte* values, size_t count) {
   if constexpr (!Element::kFloat) {
     return {};
   } else {
-    constexpr size_t kStride = 16;
+    constexpr size_t kSample = 16384;
+    const size_t stride = std::max<size_t>(1, count / kSample);
     constexpr int kExponents = 1 << (8 * sizeof(typename Element::Bits) - 1 - Element::kMantissa);
     std::array<uint32_t, kExponents> seen{};
-    for (size_t i = 0; i < count; i += kStride)
+    for (size_t i = 0; i < count; i += stride)
       ++seen[Element::magnitude(load<typename Element::Bits>(values, i)) >> Element::kMantissa];
-    const size_t few = count / kStride / 2048;
+    const size_t few = count / stride / 2048;
     size_t above = 0;
     int top = kExponents - 1;
     while (top > 0 && (above += seen[static_cast<size_t>(top)]) <= few) --top;
@@ -43,9 +44,17 @@ struct ContextChoice {
   uint32_t merge = 0;   // how many of the lowest contexts to put together, less one
 };
 
+// Elements that left their context: how many, from one to another. The diagonal does not count.
+using Transitions = std::array<std::array<uint32_t, kContexts>, kContexts>;
+
+struct Steps {
+  Histogram histogram;  // under their old contexts
+  Transitions transitions{};
+};
+
 // A rare exponent is not worth a table; and where steps are as large as the numbers, telling which exponents changed
-// costs more than exponents help. Lists are several times as fast while they are short, and a little larger. Decided on
-// a sample if there are many elements.
-ContextChoice choose_contexts(const uint8_t* before, const uint8_t* after, const uint8_t* symbols, size_t count);
+// costs more than exponents help. Lists are several times as fast while they are short, and a little larger.
+// `short_lists` says whether few elements have a step.
+ContextChoice choose_contexts(const Steps& steps, bool short_lists);
 
 }  // namespace lathe::checkpoint

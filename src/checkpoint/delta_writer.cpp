@@ -16,7 +16,7 @@ constexpr size_t kBatchPerThread = 8;  // tiles encoded before their payloads ar
 struct Encoded {
   bool changed = false;
   DeltaTile tile;
-  std::vector<std::byte> payload;
+  std::span<const std::byte> payload;
 };
 
 // What one thread needs to encode a tile.
@@ -66,6 +66,7 @@ struct DeltaWriter::Impl {
   DeltaOptions options;
   DeltaReport report;
   std::vector<Worker> workers;
+  std::vector<std::vector<std::byte>> payloads;  // of a batch; kept, since fresh memory costs a page fault per 4 KiB
   std::vector<DeltaTile> tiles;
   std::vector<DeltaAttachment> attachments;
   std::optional<Checksum128> attachment_hash;  // of the open attachment, the last of the list
@@ -83,9 +84,9 @@ struct DeltaWriter::Impl {
     return {};
   }
 
-  Result<Encoded> encode(TileId id, const TileLoader& load, Worker& worker) const;
+  Result<Encoded> encode(TileId id, const TileLoader& load, Worker& worker, std::vector<std::byte>& payload) const;
   Status verify(std::span<const TilePart> parts, const TileBytes& bytes, const Encoded& encoded, Worker& worker) const;
-  Status take(Encoded encoded);
+  Status take(Encoded& encoded);
   void end_attachment();
 };
 
@@ -101,7 +102,8 @@ Status DeltaWriter::Impl::verify(std::span<const TilePart> parts, const TileByte
                   " does not decode to what was encoded: faulty memory, weights that change meanwhile, or a bug");
 }
 
-Result<Encoded> DeltaWriter::Impl::encode(TileId id, const TileLoader& load, Worker& worker) const {
+Result<Encoded> DeltaWriter::Impl::encode(TileId id, const TileLoader& load, Worker& worker,
+                                          std::vector<std::byte>& payload) const {
   const FileState& tile_file = state.files[id.file];
   const TileBytes bytes = LATHE_TRY(load(id, worker.before, worker.after));
   const uint64_t size = tile_range(tile_file.layout, id.tile).size;
@@ -114,7 +116,9 @@ Result<Encoded> DeltaWriter::Impl::encode(TileId id, const TileLoader& load, Wor
   encoded.changed = true;
   encoded.tile.after = hash_tile(bytes.after);
   const std::vector<TilePart> parts = tile_parts(tile_file.layout, id.tile);
-  encoded.tile.mode = worker.codec.encode(parts, bytes.before, bytes.after, encoded.payload);
+  payload.clear();
+  encoded.tile.mode = worker.codec.encode(parts, bytes.before, bytes.after, payload);
+  encoded.payload = payload;
   if (options.verify) LATHE_TRY(verify(parts, bytes, encoded, worker));
   encoded.tile.payload_size = encoded.payload.size();
   encoded.tile.payload_checksum = checksum64(encoded.payload);
@@ -122,7 +126,7 @@ Result<Encoded> DeltaWriter::Impl::encode(TileId id, const TileLoader& load, Wor
 }
 
 // The next tile in order.
-Status DeltaWriter::Impl::take(Encoded encoded) {
+Status DeltaWriter::Impl::take(Encoded& encoded) {
   const TileId id = encoded.tile.id;
   report.bytes_compared += tile_range(state.files[id.file].layout, id.tile).size;
   if (!encoded.changed) return {};
@@ -165,6 +169,7 @@ Status DeltaWriter::add(std::span<const TileId> tiles, const TileLoader& load) {
   std::vector<std::optional<Encoded>> batch;
   for (size_t begin = 0; begin < tiles.size(); begin += batch.size()) {
     batch.assign(std::min(tiles.size() - begin, kBatchPerThread * threads), std::nullopt);
+    if (impl_->payloads.size() < batch.size()) impl_->payloads.resize(batch.size());
     for (size_t i = begin; i < begin + batch.size(); ++i) {
       const TileId id = tiles[i];
       if (id.file >= impl_->state.files.size() || id.tile >= impl_->state.files[id.file].tiles.size())
@@ -174,11 +179,11 @@ Status DeltaWriter::add(std::span<const TileId> tiles, const TileLoader& load) {
       impl_->last_added = id;
     }
     const auto encode = [&](size_t i, size_t worker) -> Status {
-      batch[i] = LATHE_TRY(impl_->encode(tiles[begin + i], load, impl_->workers[worker]));
+      batch[i] = LATHE_TRY(impl_->encode(tiles[begin + i], load, impl_->workers[worker], impl_->payloads[i]));
       return {};
     };
     LATHE_TRY(parallel_for(batch.size(), threads, encode));
-    for (auto& encoded : batch) LATHE_TRY(impl_->take(std::move(*encoded)));
+    for (auto& encoded : batch) LATHE_TRY(impl_->take(*encoded));
   }
   return {};
 }

@@ -1,13 +1,16 @@
 // The loops of the tile codec that touch every element, one overload per element type of ulp.h, compiled for several
-// instruction sets (base/clones.h).
+// instruction sets (base/clones.h, wide.h).
 //
 // The *context* of a number is its exponent counted from `base` and held within 0 .. `last`; integers have context 0.
-// Threads: pure functions. Pointers need no alignment; outputs do not overlap inputs.
+// Threads: pure functions. Pointers need no alignment; outputs do not overlap inputs. Bits are words_for(count) words of
+// bit_ranks.h.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "checkpoint/entropy.h"
 #include "checkpoint/ulp.h"
@@ -19,13 +22,32 @@ struct ContextRange {
   uint32_t last = 0;  // the highest context, below kContexts
 };
 
-#define LATHE_ELEMENT_LOOPS(Element)                                                                         \
-  /* contexts[i] of values[i]. */                                                                            \
-  void contexts_of(Element, const std::byte* values, size_t count, ContextRange range, uint8_t* contexts);   \
-  /* symbols[i] of the zigzagged step from before[i] to after[i]. */                                         \
-  void symbols_of(Element, const std::byte* before, const std::byte* after, size_t count, uint8_t* symbols); \
-  /* out[i] is number[i] (zigzagged) steps from known[i], or that many back. */                              \
-  void step_from(Element, const std::byte* known, const uint32_t* numbers, size_t count, bool back, std::byte* out);
+// A number of context c is near an edge if its magnitude is less than below[c], or from[c] or more.
+struct NearEdges {
+  std::array<uint32_t, kContexts> below{}, from{};
+};
+
+inline constexpr size_t kLookUpSlack = 4;
+
+#define LATHE_ELEMENT_LOOPS(Element)                                                                                  \
+  /* contexts[i] of values[i]. */                                                                                     \
+  void contexts_of(Element, const std::byte* values, size_t count, ContextRange range, uint8_t* contexts);            \
+  /* Bits of elements that changed. */                                                                                \
+  void changed_bits(Element, const std::byte* before, const std::byte* after, size_t count, uint64_t* bits);          \
+  /* pairs[i] of the context of before[i] and the symbol of the zigzagged step from there to after[i]; bits of        \
+     those whose symbol has extra bits, and of those whose context changes. */                                        \
+  void pairs_of(Element, const std::byte* before, const std::byte* after, size_t count, ContextRange range,           \
+                Pair* pairs, uint64_t* extra, uint64_t* crossed);                                                     \
+  /* Bits of values near an edge of their context; only of floating-point types. */                                   \
+  void near_bits(Element, const std::byte* values, size_t count, ContextRange range, const NearEdges& near,           \
+                 uint64_t* bits);                                                                                     \
+  /* table[magnitude] of the values whose bit is set, one after another; returns their end. For types of 16 bits. May \
+     write a word's number of bytes behind that; the table has kLookUpSlack bytes more. */                            \
+  uint8_t* look_up(Element, const std::byte* values, std::span<const uint64_t> bits, const uint8_t* table,            \
+                   uint8_t* out);                                                                                     \
+  /* out[i] is numbers[i] (zigzagged) steps from known[i], or that many back. */                                      \
+  void step_from(Element, const std::byte* known, const Element::Bits* numbers, size_t count, bool back,              \
+                 std::byte* out);
 LATHE_ELEMENT_LOOPS(Byte)
 LATHE_ELEMENT_LOOPS(Word16)
 LATHE_ELEMENT_LOOPS(Word32)
@@ -33,6 +55,21 @@ LATHE_ELEMENT_LOOPS(BFloat16)
 LATHE_ELEMENT_LOOPS(Float16)
 LATHE_ELEMENT_LOOPS(Float32)
 #undef LATHE_ELEMENT_LOOPS
+
+template <class Element>
+[[gnu::always_inline]] inline uint32_t context_of(typename Element::Bits bits, ContextRange range) {
+  const auto exponent = static_cast<int32_t>(Element::magnitude(bits) >> Element::kMantissa);
+  return static_cast<uint32_t>(
+      std::clamp(exponent - static_cast<int32_t>(range.base), 0, static_cast<int32_t>(range.last)));
+}
+
+// The zigzagged step.
+template <class Element>
+[[gnu::always_inline]] inline typename Element::Bits step_number(typename Element::Bits from,
+                                                                 typename Element::Bits to) {
+  using Bits = typename Element::Bits;
+  return zigzag(static_cast<Bits>(Element::ordinal(to) - Element::ordinal(from)));
+}
 
 // The number that lies `number` (zigzagged) steps from `known`, or that many back.
 template <class Element>
@@ -55,10 +92,5 @@ template <class Element>
   const uint32_t up = context < range.last ? low + (1U << Element::kMantissa) - magnitude : ~0U;
   return down <= up ? Edge{.distance = down, .up = false} : Edge{.distance = up, .up = true};
 }
-
-// Sets every byte to itself less `amount`, or 0.
-void lower(uint8_t* values, size_t count, uint8_t amount);
-uint8_t max_of(const uint8_t* values, size_t count);  // 0 of none
-size_t count_nonzero(const uint8_t* values, size_t count);
 
 }  // namespace lathe::checkpoint

@@ -1,9 +1,9 @@
 // Symbol streams: small numbers, each under one of 32 contexts, coded close to their conditional entropy.
 //
-// The coder is rANS (Duda, arXiv 1311.2540) with one static table per context: 32-bit states, 16-bit words, many states
-// side by side (element i belongs to lane i mod lanes) that share one sequence of words, so that the long chain of
-// multiplications is many short ones. Numbers of 16 and more are coded as their leading three bits (a symbol) and the
-// bits behind those, which are close to random, as they are.
+// The coder is rANS (Duda, arXiv 1311.2540; rans.h) with one static table per context: 32-bit states, 16-bit words,
+// many states side by side that share one sequence of words, so that the long chain of multiplications is many short
+// ones. Numbers of 16 and more are coded as their leading three bits (a symbol) and the bits behind those, which are
+// close to random, as they are.
 // Threads: values.
 // Format page: docs/formats/delta.md, "Symbol streams".
 #pragma once
@@ -11,6 +11,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -20,6 +21,18 @@ namespace lathe::checkpoint {
 
 inline constexpr uint32_t kContexts = 32;
 inline constexpr uint32_t kSymbols = 128;  // 16 direct ones, then four for each power of two up to 2^31
+
+using Pair = uint16_t;  // a context and a symbol under it
+inline constexpr uint32_t kPairs = kContexts * kSymbols;
+constexpr Pair pair_of(uint32_t context, uint32_t symbol) {
+  return static_cast<Pair>(context * kSymbols + symbol);
+}
+constexpr uint32_t context_of(Pair pair) {
+  return pair / kSymbols;
+}
+constexpr uint32_t symbol_in(Pair pair) {
+  return pair % kSymbols;
+}
 
 // The symbol of a number below 2^32, and how many bits follow it.
 constexpr uint32_t symbol_of(uint32_t number) {
@@ -43,12 +56,21 @@ class BitWriter {
   }
   // Ends the sequence; the rest of the last byte is zeros.
   std::span<const std::byte> finish();
-  uint64_t bits() const { return 8 * bytes_.size() + filled_; }
   void clear();
 
  private:
-  void flush_word();
+  void flush_word() {
+    if (bytes_.size() - size_ < sizeof(uint32_t)) grow();
+    const auto word = static_cast<uint32_t>(pending_);
+    std::memcpy(&bytes_[size_], &word, sizeof word);
+    size_ += sizeof word;
+    pending_ >>= 32;
+    filled_ -= 32;
+  }
+  void grow();
+
   std::vector<std::byte> bytes_;
+  size_t size_ = 0;  // of them, how many are written
   uint64_t pending_ = 0;
   uint32_t filled_ = 0;
 };
@@ -58,61 +80,69 @@ class BitReader {
  public:
   explicit BitReader(std::span<const std::byte> bytes) : bytes_(bytes) {}
   uint32_t get(uint32_t bits) {  // at most 32
-    if (filled_ < bits) refill();
-    const auto value = static_cast<uint32_t>(pending_ & ((uint64_t{1} << bits) - 1));
-    pending_ >>= bits;
-    filled_ -= bits;
-    consumed_ += bits;
-    return value;
+    const uint64_t value = window() & ((uint64_t{1} << bits) - 1);
+    position_ += bits;
+    return static_cast<uint32_t>(value);
   }
   // Everything was read, no more, and the unused bits are zeros.
-  bool exact() const { return consumed_ <= 8 * bytes_.size() && consumed_ + 8 > 8 * bytes_.size() && pending_ == 0; }
+  bool exact() const {
+    const uint64_t all = 8 * bytes_.size();
+    return position_ <= all && position_ + 8 > all && window() == 0;
+  }
 
  private:
-  void refill();  // to 32 bits or more
+  uint64_t window() const {  // 57 bits or more from the position on
+    const size_t byte = position_ / 8;
+    uint64_t eight = 0;
+    if (byte + sizeof eight <= bytes_.size()) {
+      std::memcpy(&eight, &bytes_[byte], sizeof eight);
+    } else if (byte < bytes_.size()) {
+      std::memcpy(&eight, &bytes_[byte], bytes_.size() - byte);
+    }
+    return eight >> (position_ % 8);
+  }
 
   std::span<const std::byte> bytes_;
-  size_t next_ = 0;
-  uint64_t consumed_ = 0;
-  uint64_t pending_ = 0;
-  uint32_t filled_ = 0;
+  uint64_t position_ = 0;  // in bits
 };
 
 struct Histogram {
   std::array<std::array<uint32_t, kSymbols>, kContexts> count{};
-  // Contexts 0 .. `first` become one, and the rest move down behind it.
-  Histogram merged(uint32_t first) const;
 };
 
 // Counts in four tables in turn, so that equal elements in a row do not wait for each other's store.
 class HistogramBuilder {
  public:
-  void clear() { parts_.assign(kParts, {}); }
-  void add(const uint8_t* contexts, const uint8_t* symbols, size_t count);
+  void clear() { counts_.assign(kParts * kPart, 0); }
+  void add(std::span<const Pair> pairs);
   Histogram total() const;
 
  private:
   static constexpr size_t kParts = 4;
-  std::vector<Histogram> parts_ = std::vector<Histogram>(kParts);
+  // Not a multiple of 4 KiB, at whose distance a CPU takes a store for one to the address that it loads.
+  static constexpr size_t kPart = kPairs + 272;
+  std::vector<uint32_t> counts_ = std::vector<uint32_t>(kParts * kPart);
 };
+
+// Whether a few dozen bytes are worth saving (precise tables, few lanes), or time is.
+enum class StreamShape { kSmall, kFast };
 
 // One static table per context, as coded: the most frequent symbol takes what the others' frequencies, rounded to five
 // significant bits, leave of 2^precision. A context without a table has symbol 0 only.
 class SymbolModel {
  public:
-  static SymbolModel fit(const Histogram& histogram);
+  static SymbolModel fit(const Histogram& histogram, StreamShape shape);
 
   double cost(const Histogram& histogram) const;  // bits of the symbols under these tables
   int precision() const { return precision_; }
   uint32_t frequency(uint32_t context, uint32_t symbol) const { return frequency_[context][symbol]; }
+  bool trivial(uint32_t context) const { return frequency_[context][0] == 1U << precision_; }  // only symbol 0
 
   void write(std::vector<std::byte>& out) const;
   // kCorruption for tables that contradict themselves or name a symbol of `symbols` or more.
   static Result<SymbolModel> read(std::span<const std::byte>& in, int precision, uint32_t symbols);
 
  private:
-  bool trivial(uint32_t context) const;  // only symbol 0
-
   int precision_ = 0;
   std::array<uint8_t, kContexts> main_{};
   std::array<std::array<uint32_t, kSymbols>, kContexts> frequency_{};  // sum to 2^precision
@@ -121,17 +151,23 @@ class SymbolModel {
 class SymbolEncoder {
  public:
   // Appends a sequence of numbers under contexts: symbols already formed, and the extra bits in the elements' order.
-  // `histogram` counts exactly these.
-  void encode(std::span<const uint8_t> contexts, std::span<const uint8_t> symbols, const Histogram& histogram,
-              std::span<const std::byte> extra, std::vector<std::byte>& out);
+  // `histogram` counts these.
+  void encode(std::span<const Pair> pairs, const Histogram& histogram, std::span<const std::byte> extra,
+              StreamShape shape, std::vector<std::byte>& out);
 
  private:
   std::vector<uint16_t> words_;
 };
 
-// Reads what SymbolEncoder wrote from the front of `in`, which moves on: fills symbols.size() symbols, all below
-// `alphabet`, and returns the extra bits' bytes.
-Result<std::span<const std::byte>> decode_symbols(std::span<const std::byte>& in, uint32_t alphabet,
-                                                  std::span<const uint8_t> contexts, std::span<uint8_t> symbols);
+class SymbolDecoder {
+ public:
+  // Reads what SymbolEncoder wrote from the front of `in`, which moves on: fills symbols.size() symbols, all below
+  // `alphabet`, and returns the extra bits' bytes.
+  Result<std::span<const std::byte>> decode(std::span<const std::byte>& in, uint32_t alphabet,
+                                            std::span<const uint8_t> contexts, std::span<uint8_t> symbols);
+
+ private:
+  std::vector<uint32_t> slots_;
+};
 
 }  // namespace lathe::checkpoint

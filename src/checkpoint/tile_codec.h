@@ -6,7 +6,7 @@
 // Where few elements changed, they are listed (sparse, changes.h); else every element has a symbol (dense, entropy.h).
 // Blocks of 512 bytes without a change may be left out of both. What does not compress is stored as before xor after.
 // Threads: one at a time; keep one codec per thread, it reuses its buffers.
-// Memory: about six bytes per element of a tile, 6 MiB for bf16.
+// Memory: about eight bytes per element of a tile, 8 MiB for bf16.
 // Format page: docs/formats/delta.md, "Payloads".
 #pragma once
 
@@ -18,6 +18,7 @@
 
 #include "base/result.h"
 #include "checkpoint/changes.h"
+#include "checkpoint/context_choice.h"
 #include "checkpoint/element_loops.h"
 #include "checkpoint/entropy.h"
 #include "checkpoint/tile.h"
@@ -61,17 +62,17 @@ class TileCodec {
   Status decode_part(TileMode mode, Direction direction, std::span<const std::byte> known,
                      std::span<const std::byte>& payload, std::byte* out);
 
-  bool find_changed_blocks(const std::byte* before, const std::byte* after, size_t size);  // false if there are none
-  // Decides which blocks are coded and writes that; leaves runs_, coded_, symbols_ and changed_.
+  // Leaves changed_bits_, changed_, and in blocks_ those that have any; false if there are none.
   template <class Element>
-  void choose_blocks(const std::byte* before, const std::byte* after, size_t count, std::vector<std::byte>& payload);
-  void list_runs(size_t count, size_t block_elements);  // runs_ and coded_ from blocks_
+  bool find_changes(const std::byte* before, const std::byte* after, size_t count);
+  // Decides which blocks are coded and writes that; leaves runs_ and coded_.
+  void choose_blocks(size_t count, size_t block_elements, std::vector<std::byte>& payload);
+  StreamShape shape() const;
+  void list_runs(size_t count, size_t block_elements);  // runs_, pieces_ and coded_ from blocks_
   template <class Element>
-  void form_symbols(const std::byte* before, const std::byte* after);
+  Steps survey(const std::byte* before, const std::byte* after, ContextRange range);
   template <class Element>
-  void form_contexts(const std::byte* values, ContextRange range, std::vector<uint8_t>& contexts) const;
-  template <class Element>
-  static uint32_t step_number(const std::byte* before, const std::byte* after, size_t i);  // zigzagged
+  void form_contexts(const std::byte* values, ContextRange range);  // contexts_
 
   template <class Element>
   void encode_sparse(const std::byte* before, const std::byte* after, ContextRange range,
@@ -86,34 +87,43 @@ class TileCodec {
   Status decode_dense(Direction direction, std::span<const std::byte> known, ContextRange range,
                       std::span<const std::byte>& payload, std::byte* out);
   template <class Element>
-  bool apply_steps(const std::byte* known, std::span<const std::byte> extra, Direction direction, std::byte* out) const;
+  bool apply_steps(const std::byte* known, std::span<const std::byte> extra, Direction direction, std::byte* out);
 
   // Which elements lay in another context before: told only of candidates, elements near an edge of their context.
   template <class Element>
-  Crossings find_crossings(const std::byte* after, ContextRange range) const;
+  void note_crossings(const std::byte* values, const Run& piece, ContextRange range, std::span<const uint64_t> crossed,
+                      Crossings& crossings);
   template <class Element>
-  void find_candidates(const std::byte* after, std::span<const uint8_t> contexts, ContextRange range,
-                       const Crossings& crossings);
+  void find_candidates(const std::byte* after, ContextRange range, const Crossings& crossings);
   template <class Element>
-  std::vector<std::byte> encode_crossings(const std::byte* after, ContextRange range);  // empty if there are none
+  std::vector<std::byte> encode_crossings(const std::byte* after, ContextRange range,
+                                          Crossings crossings);  // empty if there are none
   // Turns contexts_ from those of the new values into those of the old ones.
   template <class Element>
   Status decode_crossings(const std::byte* after, ContextRange range, std::span<const std::byte> in);
 
-  std::vector<uint8_t> blocks_;              // per block of the part: 1 if it is coded
-  std::vector<Run> runs_;                    // neighbouring coded blocks
-  size_t coded_ = 0;                         // elements in them
-  size_t changed_ = 0;                       // of these, how many have a step
-  std::vector<uint8_t> symbols_, contexts_;  // per coded element; contexts of the values before, or of those known
-  std::vector<uint8_t> new_contexts_;        // of the values after
-  std::vector<uint64_t> unchanged_;          // a bit per coded element
+  std::vector<uint64_t> changed_bits_;  // per element of the part
+  std::vector<uint16_t> changes_in_;    // per block of the part
+  std::vector<uint8_t> blocks_;         // per block of the part: 1 if it is coded
+  std::vector<Run> runs_, pieces_;      // neighbouring coded blocks; and cut into pieces of a cache's size
+  size_t coded_ = 0;                    // elements in them
+  size_t changed_ = 0;                  // elements that have a step
+  // Per coded element:
+  std::vector<Pair> pairs_;                  // old context and step
+  std::vector<uint8_t> contexts_, symbols_;  // contexts of the values before, or of those known
+  std::vector<uint64_t> bits_;               // of the candidates: which crossed
   std::vector<Change> changes_;
-  std::vector<uint8_t> table_;  // per magnitude of a 16-bit type: is it a candidate, and how far
-  size_t candidate_count_ = 0;
-  std::vector<uint32_t> candidates_;  // indices of coded elements
-  std::vector<uint8_t> candidate_contexts_, candidate_symbols_;
+  std::vector<uint32_t> crossed_, away_;  // coded elements that left their context; by how many it now lies lower
+  std::vector<uint32_t> steps_, ranks_;  // from one of those to the next among the candidates; candidates before a word
+  std::vector<uint8_t> table_;           // per magnitude of a 16-bit type: the context of its crossing, if a candidate
+  std::vector<uint64_t> candidate_bits_;  // per coded element
+  std::vector<uint8_t> candidate_room_, candidate_symbols_;
+  std::span<uint8_t> candidate_contexts_;
+  std::vector<Pair> candidate_pairs_;
   HistogramBuilder histogram_;
   SymbolEncoder encoder_;
+  SymbolDecoder decoder_;
+  ChangeCoder change_coder_;
   BitWriter extra_;
 };
 

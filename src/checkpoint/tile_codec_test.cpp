@@ -8,6 +8,7 @@
 
 #include "checkpoint/test_files.h"
 #include "checkpoint/ulp.h"
+#include "checkpoint/wide.h"
 
 namespace lathe::checkpoint {
 namespace {
@@ -27,8 +28,10 @@ std::vector<TilePart> whole(ElementType type, const Bytes& tile) {
   return {{.type = type, .offset = 0, .size = tile.size()}};
 }
 
-// Encodes, and checks that both directions give back the other side.
-Coded code(const std::vector<TilePart>& parts, const Bytes& before, const Bytes& after) {
+// Encodes, and checks that both directions give back the other side; with the loops for AVX-512, if there is one, or
+// with those for other CPUs.
+Coded code(const std::vector<TilePart>& parts, const Bytes& before, const Bytes& after, bool wide) {
+  wide_is_off = !wide;
   TileCodec codec;
   Coded coded;
   coded.mode = codec.encode(parts, before, after, coded.payload);
@@ -41,6 +44,15 @@ Coded code(const std::vector<TilePart>& parts, const Bytes& before, const Bytes&
   const Status backward = codec.decode(parts, Direction::kBackward, after, coded.payload, out);
   EXPECT_TRUE(backward.ok()) << backward.error().message;
   EXPECT_EQ(out, before);
+  wide_is_off = false;
+  return coded;
+}
+
+// Both ways, which must not differ in a byte.
+Coded code(const std::vector<TilePart>& parts, const Bytes& before, const Bytes& after) {
+  const Coded coded = code(parts, before, after, true), elsewhere = code(parts, before, after, false);
+  EXPECT_EQ(coded.mode, elsewhere.mode);
+  EXPECT_EQ(coded.payload, elsewhere.payload);
   return coded;
 }
 

@@ -1,0 +1,106 @@
+#include "checkpoint/rans_wide.h"
+
+#ifdef LATHE_HAS_WIDE
+
+#include <immintrin.h>
+
+#include <bit>
+
+namespace lathe::checkpoint {
+namespace {
+
+constexpr size_t kHalf = kMostLanes / 2;
+
+// floor(x / frequency) and the remainder. x / frequency is below 2^20 (precision 12 or more), so a float's estimate
+// that is certainly not above it, by a part of less than 2^-20, is it or one less.
+struct Division {
+  __m512i quotient, remainder;
+};
+LATHE_WIDE inline Division divide(__m512i x, __m512i frequency) {
+  const __m512 f = _mm512_cvtepi32_ps(frequency), near = _mm512_rcp14_ps(f);
+  const __m512 reciprocal = _mm512_mul_ps(near, _mm512_fnmadd_ps(f, near, _mm512_set1_ps(2)));  // to 2^-23
+  const __m512 below = _mm512_mul_ps(reciprocal, _mm512_set1_ps(1 - 0x1p-21F));
+  const __m512i low = _mm512_cvttps_epu32(_mm512_mul_ps(_mm512_cvtepu32_ps(x), below));
+  const __m512i rest = _mm512_sub_epi32(x, _mm512_mullo_epi32(low, frequency));
+  const __mmask16 one_more = _mm512_cmpge_epu32_mask(rest, frequency);
+  return {.quotient = _mm512_mask_add_epi32(low, one_more, low, _mm512_set1_epi32(1)),
+          .remainder = _mm512_mask_sub_epi32(rest, one_more, rest, frequency)};
+}
+
+LATHE_WIDE inline __m512i encode_half(__m512i x, const Pair* pairs, const uint32_t* table, int precision,
+                                      uint16_t*& end) {
+  const __m512i index = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs)));
+  const __m512i entry = _mm512_i32gather_epi32(index, table, 4);
+  const __m512i frequency = _mm512_srli_epi32(entry, kWideFrequencyShift),
+                start = _mm512_and_si512(entry, _mm512_set1_epi32((1 << kWideFrequencyShift) - 1));
+  const __m512i top = _mm512_srl_epi32(x, _mm_cvtsi32_si128(32 - precision));
+  const __mmask16 sheds = _mm512_cmpge_epu32_mask(top, frequency);
+  const __m256i words = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(sheds, x));
+  const uint32_t count = static_cast<uint32_t>(std::popcount(uint32_t{sheds}));
+  end -= count;
+  _mm256_mask_storeu_epi16(end, static_cast<__mmask16>((1U << count) - 1), words);
+  const auto [quotient, remainder] = divide(_mm512_mask_srli_epi32(x, sheds, x, 16), frequency);
+  const __m512i whole = _mm512_sll_epi32(quotient, _mm_cvtsi32_si128(precision));
+  return _mm512_add_epi32(_mm512_add_epi32(whole, remainder), start);
+}
+
+struct SlotRows {
+  const uint32_t* slots;
+  __m512i low, high;  // where the rows of contexts 0 .. 15 and 16 .. 31 begin
+};
+
+LATHE_WIDE inline __m512i decode_half(__m512i x, const SlotRows& rows, const uint8_t* contexts, uint8_t* symbols,
+                                      const std::byte*& words) {
+  const __m512i context = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(contexts)));
+  const __m512i slot = _mm512_and_si512(x, _mm512_set1_epi32((1 << kDensePrecision) - 1));
+  const __m512i row = _mm512_permutex2var_epi32(rows.low, context, rows.high);
+  const __m512i entry = _mm512_i32gather_epi32(_mm512_add_epi32(row, slot), rows.slots, 4);
+  const __m512i symbol = _mm512_and_si512(entry, _mm512_set1_epi32(0x7F));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(symbols), _mm512_cvtepi32_epi8(symbol));
+  const __m512i offset = _mm512_and_si512(_mm512_srli_epi32(entry, 7), _mm512_set1_epi32(0xFFF));
+  const __m512i scaled = _mm512_mullo_epi32(_mm512_srli_epi32(entry, 19), _mm512_srli_epi32(x, kDensePrecision));
+  const __m512i next = _mm512_add_epi32(scaled, offset);
+  const __mmask16 low = _mm512_cmplt_epu32_mask(next, _mm512_set1_epi32(kLowestState));
+  const __m512i sixteen = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));
+  const __m512i refilled = _mm512_or_si512(_mm512_slli_epi32(next, 16), _mm512_maskz_expand_epi32(low, sixteen));
+  words += 2 * std::popcount(uint32_t{low});
+  return _mm512_mask_mov_epi32(next, low, refilled);
+}
+
+}  // namespace
+
+LATHE_WIDE uint16_t* encode_wide(std::span<const Pair> pairs, const uint32_t* table, int precision, LaneStates& states,
+                                 uint16_t* end) {
+  __m512i low = _mm512_loadu_si512(states.data()), high = _mm512_loadu_si512(states.data() + kHalf);
+  for (size_t i = pairs.size(); i > 0;) {
+    i -= kMostLanes;
+    high = encode_half(high, pairs.data() + i + kHalf, table, precision, end);
+    low = encode_half(low, pairs.data() + i, table, precision, end);
+  }
+  _mm512_storeu_si512(states.data(), low);
+  _mm512_storeu_si512(states.data() + kHalf, high);
+  return end;
+}
+
+LATHE_WIDE size_t decode_wide(const uint32_t* slots, const std::array<uint32_t, kContexts>& rows, LaneStates& states,
+                              std::span<const std::byte>& words, const uint8_t* contexts, std::span<uint8_t> symbols) {
+  static_assert(kContexts == kMostLanes);
+  constexpr size_t kRoundBytes = 2 * kMostLanes;
+  const SlotRows table{
+      .slots = slots, .low = _mm512_loadu_si512(rows.data()), .high = _mm512_loadu_si512(rows.data() + kHalf)};
+  __m512i low = _mm512_loadu_si512(states.data()), high = _mm512_loadu_si512(states.data() + kHalf);
+  const std::byte *next = words.data(), *const end = next + words.size();
+  size_t i = 0;
+  for (; i + kMostLanes <= symbols.size() && static_cast<size_t>(end - next) >= kRoundBytes; i += kMostLanes) {
+    low = decode_half(low, table, contexts + i, symbols.data() + i, next);
+    high = decode_half(high, table, contexts + i + kHalf, symbols.data() + i + kHalf, next);
+  }
+  _mm512_storeu_si512(states.data(), low);
+  _mm512_storeu_si512(states.data() + kHalf, high);
+  words = words.subspan(static_cast<size_t>(next - words.data()));
+  return i;
+}
+
+}  // namespace lathe::checkpoint
+
+#endif
