@@ -266,7 +266,7 @@ std::vector<Tile> tiles_of(const std::vector<MatrixCommit>& matrices, int64_t ti
   std::vector<Tile> tiles;
   for (size_t i = 0; i < matrices.size(); ++i) {
     const int64_t a = matrices[i].gradient.rows(), b = matrices[i].gradient.columns();
-    const int64_t rows = tile_rows(a, b, tile_elements);
+    const int64_t rows = tile_rows(a, b, tile_elements, matrices[i].gradient.formed() ? kFormedTiles : 1);
     for (int64_t begin = 0; begin < a; begin += rows) tiles.push_back({i, begin, std::min(rows, a - begin)});
     largest = std::max(largest, rows * b);
   }

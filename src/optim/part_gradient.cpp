@@ -115,8 +115,10 @@ ParameterGradient gather(const weights::MatrixGradient& gradient, const weights:
   return gathered;
 }
 
-int64_t tile_rows(int64_t rows, int64_t columns, int64_t elements) {
-  return std::clamp<int64_t>(elements / columns, 1, rows);
+int64_t tile_rows(int64_t rows, int64_t columns, int64_t elements, int64_t multiple) {
+  const int64_t most = std::clamp<int64_t>(elements / columns, 1, rows);
+  const int64_t rounds = (rows + multiple * most - 1) / (multiple * most);
+  return (rows + multiple * rounds - 1) / (multiple * rounds);
 }
 
 PartRows::PartRows(const ParameterGradient& gradient, const weights::Part& part)
@@ -178,7 +180,8 @@ PartRows PartRows::formed_in(const at::Tensor& buffer, int64_t tile_elements) co
     read(0, a_, buffer);
     return formed;
   }
-  const int64_t tile = tile_rows(a_, b_, tile_elements), tiles = (a_ + tile - 1) / tile;
+  // A row's bits do not depend on the tile it is formed in.
+  const int64_t tile = tile_rows(a_, b_, tile_elements, at::get_num_threads()), tiles = (a_ + tile - 1) / tile;
   at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;
     for_tiles(begin, end, tiles, a_, tile, [&](int64_t first, int64_t count) {
@@ -263,7 +266,8 @@ SquaredNorms PartGradient::norms_by_gram(bool channels) const {
 }
 
 SquaredNorms PartGradient::norms_by_tiles(bool channels) const {
-  const int64_t a = rows_.rows(), b = rows_.columns(), tile = tile_rows(a, b, tile_elements_);
+  const int64_t a = rows_.rows(), b = rows_.columns();
+  const int64_t tile = tile_rows(a, b, tile_elements_, rows_.formed() ? kFormedTiles : 1);
   const bool columns = channels && !tall();
   const int64_t tiles = (a + tile - 1) / tile, groups = columns ? std::min(tiles, kGroups) : tiles;
   std::vector<double> by_row(a);

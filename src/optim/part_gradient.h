@@ -33,8 +33,13 @@ ParameterGradient gather(const weights::MatrixGradient& gradient, const weights:
 // A GPU's tile: small enough for its cache, large enough to keep it busy.
 constexpr int64_t kGpuTileElements = int64_t{1} << 23;
 
-// How many rows of `columns` elements make a tile of at most `elements`, but one at least.
-int64_t tile_rows(int64_t rows, int64_t columns, int64_t elements);
+// How many rows of `columns` elements make a tile of at most `elements`, but one at least. The tiles are of one size,
+// and a multiple of `multiple` of them if there are rows enough: so many threads get the same work.
+int64_t tile_rows(int64_t rows, int64_t columns, int64_t elements, int64_t multiple = 1);
+
+// Tiles are a multiple of this where they are cut from a matrix that exists. Small ones would be slow to form: each
+// time the other factor is packed anew.
+constexpr int64_t kFormedTiles = 16;
 
 // Rows of one part's G on demand: all that a commit needs.
 class PartRows {
