@@ -5,11 +5,10 @@
 
 #include "base/clones.h"
 #include "kernels/bf16.h"
+#include "kernels/lanes.h"
 
 namespace lathe::kernels {
 namespace {
-
-constexpr int64_t kLanes = 32;
 
 // Dot products of one weight row with kRows rows of x; sums per lane, added up at the end.
 template <int kRows>
@@ -60,50 +59,10 @@ LATHE_CLONES void linear_4(const uint16_t* w, const float* x, const uint16_t* bi
   linear_rows<4>(w, x, bias, y, in, out, begin, end);
 }
 
-// e^x for x <= 0 to about 2 units of fp32's last place: 2^i 2^f, the second by a polynomial. Flushes to 0 below e^-87.
-[[gnu::always_inline]] inline float exp_negative(float x) {
-  const float scaled = std::max(x, -87.0F) * 1.44269504F;
-  const float whole = std::floor(scaled);
-  const float f = scaled - whole;
-  float p = 1.8775767e-3F;
-  p = p * f + 8.9893397e-3F;
-  p = p * f + 5.5826318e-2F;
-  p = p * f + 2.4015361e-1F;
-  p = p * f + 6.9315308e-1F;
-  p = p * f + 9.9999994e-1F;
-  return p * std::bit_cast<float>((static_cast<int32_t>(whole) + 127) << 23);
-}
-
 // σ(x) from e^-|x|, which never overflows.
 [[gnu::always_inline]] inline float sigmoid(float x) {
   const float e = exp_negative(-std::fabs(x));
   return (x >= 0 ? 1.0F : e) / (1.0F + e);
-}
-
-// Σ f(i), i < n: sums per lane, added up at the end.
-template <class F>
-[[gnu::always_inline]] inline float lane_sum(int64_t n, F f) {
-  float lanes[kLanes] = {};
-  const int64_t whole = n - n % kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += f(i + l);
-  }
-  for (int64_t i = whole; i < n; ++i) lanes[i - whole] += f(i);
-  float sum = 0;
-  for (const float lane : lanes) sum += lane;
-  return sum;
-}
-
-// The largest number; a NaN is passed over (and makes every sum of e^x NaN).
-[[gnu::always_inline]] inline float row_max(const uint16_t* x, int64_t n) {
-  float lanes[kLanes];
-  for (float& lane : lanes) lane = widen(x[0]);
-  const int64_t whole = n - n % kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] = std::max(lanes[l], widen(x[i + l]));
-  }
-  for (int64_t i = whole; i < n; ++i) lanes[0] = std::max(lanes[0], widen(x[i]));
-  return *std::max_element(lanes, lanes + kLanes);
 }
 
 [[gnu::always_inline]] inline float inverse_rms(const uint16_t* x, int64_t n, float eps) {
@@ -159,21 +118,6 @@ LATHE_CLONES void rotate_head(const uint16_t* __restrict x, const uint16_t* __re
     y[j] = narrow(rounded(a * c) - rounded(b * s));
     y[j + half] = narrow(rounded(b * c) + rounded(a * s));
   }
-}
-
-LATHE_CLONES SoftMaxRow soft_max_row(const uint16_t* __restrict logits, int64_t n, int64_t target) {
-  const float highest = row_max(logits, n);
-  const float sum = lane_sum(
-      n, [=](int64_t i) __attribute__((always_inline)) { return exp_negative(widen(logits[i]) - highest); });
-  const float log_sum = highest + std::log(sum);
-  return {log_sum, widen(logits[target]) - log_sum};
-}
-
-LATHE_CLONES void soft_max_gradient_row(uint16_t* __restrict logits, int64_t n, int64_t target, float slope,
-                                        float log_sum) {
-  const float of_target = slope * (1.0F - exp_negative(widen(logits[target]) - log_sum));
-  for (int64_t i = 0; i < n; ++i) logits[i] = narrow(-slope * exp_negative(widen(logits[i]) - log_sum));
-  logits[target] = narrow(of_target);
 }
 
 LATHE_CLONES void silu_mul_row(const uint16_t* __restrict gate, const uint16_t* __restrict up, uint16_t* __restrict y,

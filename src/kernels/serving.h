@@ -32,15 +32,6 @@ void rms_norm_backward_row(const uint16_t* dy, const uint16_t* x, const uint16_t
 // One head of one row: pairs (j, j + half) of x rotated by cos[j], sin[j] into y.
 void rotate_head(const uint16_t* x, const uint16_t* cos, const uint16_t* sin, uint16_t* y, int64_t half);
 
-// Of one row of logits: log Σ e^l, and log p(target) = l[target] - log Σ e^l.
-struct SoftMaxRow {
-  float log_sum, log_p;
-};
-SoftMaxRow soft_max_row(const uint16_t* logits, int64_t n, int64_t target);
-
-// In place: the row becomes slope (onehot(target) - p).
-void soft_max_gradient_row(uint16_t* logits, int64_t n, int64_t target, float slope, float log_sum);
-
 // y[i] = bf16(silu(gate[i])) * up[i].
 void silu_mul_row(const uint16_t* gate, const uint16_t* up, uint16_t* y, int64_t n);
 

@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "kernels/serving.h"
+#include "kernels/soft_max.h"
 #include "model/saved_pointer.h"
 
 namespace lathe::model::cpu {

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "gpu/device.h"
+#include "model/cpu_attention.h"
 #include "model/cpu_ops.h"
 #include "model/cuda_attention.h"
 #include "model/cuda_ops.h"
@@ -184,6 +185,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   if constexpr (gpu::kBuilt) {
     if (cuda::can_run(q)) return cuda::attention(q, k, v, cuda::choose_attention(q, k.size(1)));
   }
+  if (cpu::can_attend(q)) return cpu::attention(q, k, v);
   const int64_t n = q.size(0), m = k.size(1);
   std::optional<at::Tensor> mask;
   if (n > 1 && n != m) mask = at::ones({n, m}, q.options().dtype(at::kBool)).tril_(m - n);

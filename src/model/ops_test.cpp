@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "kernels/serving.h"
+#include "model/cpu_attention.h"
 #include "model/cpu_ops.h"
 
 namespace lathe::model {
@@ -190,6 +191,55 @@ TEST(Attention, IsAlignedBottomRight) {
   EXPECT_LT(worst(attention(q, changed, v).narrow(0, 0, 8), whole.narrow(0, 0, 8)), 1e-7)
       << "a later key must not be seen";
 }
+
+struct AttentionCase {
+  int64_t queries, keys, heads, kv_heads, size;
+};
+
+class CpuAttention : public ::testing::TestWithParam<AttentionCase> {
+ protected:
+  struct Results {
+    at::Tensor out, dq, dk, dv;
+  };
+  template <class Attend>
+  static Results differentiate(const at::Tensor (&qkv)[3], const at::Tensor& dy, at::ScalarType dtype,
+                               Attend&& attend) {
+    const at::AutoGradMode with_grad(true);
+    at::Tensor q = qkv[0].to(dtype).detach().requires_grad_(), k = qkv[1].to(dtype).detach().requires_grad_(),
+               v = qkv[2].to(dtype).detach().requires_grad_();
+    const at::Tensor out = attend(q, k, v);
+    const auto gradients = torch::autograd::grad({out}, {q, k, v}, {dy.to(dtype)});
+    return {out.detach(), gradients[0], gradients[1], gradients[2]};
+  }
+  static double error(const at::Tensor& a, const at::Tensor& exact) {
+    return ((a.to(at::kDouble) - exact).norm() / exact.norm()).item<double>();
+  }
+};
+
+// Against fp64, with bf16's own error: 2^-8 is its unit, and a result has several roundings behind it.
+TEST_P(CpuAttention, AgreesWithFp64ForwardAndBackward) {
+  const auto [n, m, heads, kv_heads, size] = GetParam();
+  at::manual_seed(5);
+  const auto bf16 = [](at::IntArrayRef shape) { return at::randn(shape).to(at::kBFloat16); };
+  // Heads of a fused projection, and keys of a cache: neither lies without gaps.
+  const at::Tensor qkv[] = {bf16({n, heads + 3, size}).narrow(1, 1, heads),
+                            bf16({kv_heads, m + 5, size}).narrow(1, 0, m),
+                            bf16({kv_heads, m + 5, size}).narrow(1, 0, m)};
+  const at::Tensor dy = bf16({n, heads * size});
+  ASSERT_TRUE(cpu::can_attend(qkv[0]));
+  const Results exact = differentiate(qkv, dy, at::kDouble, attention);
+  const Results ours = differentiate(qkv, dy, at::kBFloat16, attention);
+  EXPECT_LT(error(ours.out, exact.out), 1.0 / 128);
+  EXPECT_LT(error(ours.dq, exact.dq), 1.0 / 64);
+  EXPECT_LT(error(ours.dk, exact.dk), 1.0 / 64);
+  EXPECT_LT(error(ours.dv, exact.dv), 1.0 / 128);
+}
+
+// One block and several, with and without a past, heads that share keys and that do not.
+INSTANTIATE_TEST_SUITE_P(Shapes, CpuAttention,
+                         ::testing::Values(AttentionCase{5, 5, 2, 2, 8}, AttentionCase{64, 128, 9, 3, 64},
+                                           AttentionCase{256, 256, 4, 1, 32}, AttentionCase{257, 300, 4, 2, 64},
+                                           AttentionCase{40, 40000, 16, 2, 16}));
 
 }  // namespace
 }  // namespace lathe::model

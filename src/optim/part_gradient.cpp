@@ -267,8 +267,9 @@ SquaredNorms PartGradient::norms_by_gram(bool channels) const {
 
 SquaredNorms PartGradient::norms_by_tiles(bool channels) const {
   const int64_t a = rows_.rows(), b = rows_.columns();
-  const int64_t tile = tile_rows(a, b, tile_elements_, rows_.formed() ? kFormedTiles : 1);
   const bool columns = channels && !tall();
+  // Sums over rows depend on the tiles: they must be the same whether G is formed or not.
+  const int64_t tile = tile_rows(a, b, tile_elements_, rows_.formed() && !columns ? kFormedTiles : 1);
   const int64_t tiles = (a + tile - 1) / tile, groups = columns ? std::min(tiles, kGroups) : tiles;
   std::vector<double> by_row(a);
   const at::Tensor by_group = at::zeros({columns ? groups : 0, b}, at::kFloat);
