@@ -30,7 +30,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr double kLogitTolerance = 2e-5, kGradientTolerance = 1e-4, kLossTolerance = 1e-5;
-constexpr double kCancellation = 2e-2;
+constexpr double kCancellation = 1e-1;
 constexpr double kApolloTolerance = 1e-5, kApolloWayTolerance = 5e-5;
 constexpr double kBf16Ratio = 1.5, kBf16LossTolerance = 1e-2;
 
