@@ -1,5 +1,6 @@
 """What tests of the real program share, whoever serves the weights: tests/e2e and tests/vllm."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +21,12 @@ def wait_for(condition, seconds, what="the condition"):
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
         time.sleep(0.02)
     return found
+
+
+def closing_all(make):
+    """For a fixture: yields a function that makes things as `make` does, and closes them all when the fixture ends."""
+    with contextlib.ExitStack() as all_of_them:
+        yield lambda *arguments, **keywords: all_of_them.enter_context(contextlib.closing(make(*arguments, **keywords)))
 
 
 class Program:

@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/bf16.h"
+
 namespace lathe::kernels {
 
 constexpr int64_t kLanes = 32;
@@ -37,6 +39,28 @@ template <class F>
   float sum = 0;
   for (const float lane : lanes) sum += lane;
   return sum;
+}
+
+// Dot products of one weight row with kRows rows of x; sums per lane, added up at the end.
+template <int kRows>
+[[gnu::always_inline]] inline void dot_rows(const uint16_t* __restrict w, const float* __restrict x, int64_t in,
+                                            float* __restrict sums) {
+  float lanes[kRows][kLanes] = {};
+  const int64_t whole = in - in % kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    for (int row = 0; row < kRows; ++row) {
+      for (int64_t l = 0; l < kLanes; ++l) lanes[row][l] += widen(w[k + l]) * x[row * in + k + l];
+    }
+  }
+  for (int64_t k = whole; k < in; ++k) {
+    for (int row = 0; row < kRows; ++row) lanes[row][k - whole] += widen(w[k]) * x[row * in + k];
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+      for (int64_t l = 0; l < width; ++l) lanes[row][l] += lanes[row][l + width];
+    }
+    sums[row] = lanes[row][0];
+  }
 }
 
 }  // namespace lathe::kernels

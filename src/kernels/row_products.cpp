@@ -4,11 +4,10 @@
 
 #include "base/clones.h"
 #include "kernels/bf16.h"
+#include "kernels/lanes.h"
 
 namespace lathe::kernels {
 namespace {
-
-constexpr int64_t kLanes = 32;
 
 // Rows whose contributions are added in registers before they go to memory.
 constexpr int64_t kRows = 8;
@@ -17,19 +16,7 @@ constexpr int64_t kRows = 8;
 
 LATHE_CLONES void row_dots(const uint16_t* __restrict m, int64_t rows, int64_t columns, int64_t stride,
                            const float* __restrict x, float* __restrict y) {
-  const int64_t whole = columns - columns % kLanes;
-  for (int64_t i = 0; i < rows; ++i) {
-    const uint16_t* row = m + i * stride;
-    float lanes[kLanes] = {};
-    for (int64_t j = 0; j < whole; j += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += widen(row[j + lane]) * x[j + lane];
-    }
-    for (int64_t j = whole; j < columns; ++j) lanes[j - whole] += widen(row[j]) * x[j];
-    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-      for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-    }
-    y[i] = lanes[0];
-  }
+  for (int64_t i = 0; i < rows; ++i) dot_rows<1>(m + i * stride, x, columns, y + i);
 }
 
 LATHE_CLONES void weighted_row_sum(const uint16_t* __restrict m, int64_t rows, int64_t columns, int64_t stride,

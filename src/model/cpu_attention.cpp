@@ -67,22 +67,22 @@ at::Tensor scores_of(const Block& block, const at::Tensor& q, const at::Tensor& 
 }
 
 struct Attended {
-  at::Tensor out;                   // [n, H, K]
-  std::vector<at::Tensor> log_sum;  // of each block, [H count] fp32
+  at::Tensor out;      // [n, H, K]
+  at::Tensor log_sum;  // [n H] fp32: block by block, each [H, count]
 };
 
 Attended attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-  Attended result{.out = at::empty({q.size(0), q.size(1), q.size(2)}, q.options()), .log_sum = {}};
+  Attended result{.out = at::empty({q.size(0), q.size(1), q.size(2)}, q.options()),
+                  .log_sum = at::empty({q.size(0) * q.size(1)}, at::kFloat)};
+  auto* sums = result.log_sum.mutable_data_ptr<float>();
   for (const Block& block : blocks_of(q, k)) {
     const at::Tensor scores = scores_of(block, grouped(q.narrow(0, block.begin, block.count), k.size(0)), k);
-    at::Tensor log_sum = at::empty({q.size(1) * block.count}, at::kFloat);
-    auto* sums = log_sum.mutable_data_ptr<float>();
     for_rows(q.size(1), block, [&, all = data(scores), scale = scale_of(q)](int64_t i, int64_t visible) {
       sums[i] = kernels::attention_row(all + i * block.keys, block.keys, visible, scale);
     });
+    sums += q.size(1) * block.count;
     const at::Tensor out = at::bmm(scores, v.narrow(1, 0, block.keys));
     result.out.narrow(0, block.begin, block.count).copy_(ungrouped(out, block.count));
-    result.log_sum.push_back(std::move(log_sum));
   }
   return result;
 }
@@ -117,8 +117,8 @@ Gradients differentiate(const at::Tensor& dy, const at::Tensor& q, const at::Ten
 
 struct Attention : torch::autograd::Function<Attention> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-    Attended result = attend(q, k, v);
-    context->save_for_backward({q, k, v, at::cat(result.log_sum)});
+    const Attended result = attend(q, k, v);
+    context->save_for_backward({q, k, v, result.log_sum});
     return result.out;
   }
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {

@@ -204,13 +204,16 @@ bool PartGradient::by_gram() const {
 
 at::Tensor PartGradient::project(const at::Tensor& p) const {
   if (gradient_.dense.defined()) return tall() ? at::mm(dense(), p.t()) : at::mm(p, dense());
-  if (p.size(0) == 1 && can_multiply(gradient_.x) && can_multiply(gradient_.dy)) return project_to_vector(p);
+  const bool narrow = p.size(0) == 1 && can_multiply(gradient_.x) && can_multiply(gradient_.dy);
+  at::Tensor r = narrow ? project_to_vector(p) : project_wide(p);
+  if (!has_lookup()) return r;
+  if (!tall()) return r += at::mm(p.index_select(1, gradient_.rows), gradient_.sums);
+  return r.index_add_(0, gradient_.rows, at::mm(gradient_.sums, p.t()));
+}
+
+at::Tensor PartGradient::project_wide(const at::Tensor& p) const {
   const at::Tensor x = gradient_.x.to(at::kFloat), dy = this->dy();
-  if (!tall()) {
-    at::Tensor r = at::mm(at::mm(p, dy.to(at::kFloat).t()), x);
-    if (has_lookup()) r += at::mm(p.index_select(1, gradient_.rows), gradient_.sums);
-    return r;
-  }
+  if (!tall()) return at::mm(at::mm(p, dy.to(at::kFloat).t()), x);
   const at::Tensor y = at::mm(x, p.t());
   at::Tensor r = at::empty({rows_.rows(), p.size(0)}, p.options());
   const int64_t step =
@@ -220,20 +223,13 @@ at::Tensor PartGradient::project(const at::Tensor& p) const {
     at::Tensor block = r.narrow(0, begin, count);
     at::mm_out(block, dy.narrow(1, begin, count).to(at::kFloat).t(), y);
   }
-  if (has_lookup()) r.index_add_(0, gradient_.rows, at::mm(gradient_.sums, p.t()));
   return r;
 }
 
 at::Tensor PartGradient::project_to_vector(const at::Tensor& p) const {
   const at::Tensor vector = p.squeeze(0);
-  if (!tall()) {
-    at::Tensor r = vector_times(times_vector(dy(), vector), gradient_.x).unsqueeze(0);
-    if (has_lookup()) r += at::mm(p.index_select(1, gradient_.rows), gradient_.sums);
-    return r;
-  }
-  at::Tensor r = vector_times(times_vector(gradient_.x, vector), dy()).unsqueeze(1);
-  if (has_lookup()) r.index_add_(0, gradient_.rows, at::mm(gradient_.sums, p.t()));
-  return r;
+  if (!tall()) return vector_times(times_vector(dy(), vector), gradient_.x).unsqueeze(0);
+  return vector_times(times_vector(gradient_.x, vector), dy()).unsqueeze(1);
 }
 
 SquaredNorms PartGradient::squared_norms(bool channels) const {

@@ -101,7 +101,9 @@ class PartGradient {
   bool has_lookup() const { return gradient_.rows.defined(); }
   at::Tensor dy() const { return gradient_.dy.narrow(1, row_begin_, rows_.rows()); }
   at::Tensor dense() const { return gradient_.dense.narrow(0, row_begin_, rows_.rows()); }
-  at::Tensor project_to_vector(const at::Tensor& p) const;  // rank 1, bf16 factors on a CPU
+  // Of the factors without look-ups: by wide copies of them, or of bf16 ones on a CPU at rank 1.
+  at::Tensor project_wide(const at::Tensor& p) const;
+  at::Tensor project_to_vector(const at::Tensor& p) const;
   SquaredNorms norms_on_gpu(bool channels) const;
 
   const ParameterGradient& gradient_;

@@ -1,5 +1,6 @@
 """The real program, on a tiny random model and on SmolLM2."""
 
+import functools
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import urllib.request
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from support import LATHE, REPOSITORY, Program, Trainer, wait_for  # noqa: E402, F401
+from support import LATHE, REPOSITORY, Program, Trainer, closing_all, wait_for  # noqa: E402, F401
 
 TINY = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 640, "hidden_size": 64, "intermediate_size": 128,
@@ -118,15 +119,7 @@ class Server(Api):
 @pytest.fixture
 def serve(request):
     """serve(directory, options...) starts a server that ends with the test."""
-    servers = []
-
-    def start(*arguments, **keywords):
-        servers.append(Server(*arguments, **keywords))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    yield from closing_all(Server)
 
 
 class Holder:
@@ -167,29 +160,13 @@ class Attached(Api):
 @pytest.fixture
 def hold(tiny, tmp_path):
     """hold(variables of fake_vllm.py...) holds the tiny model until the end of the test."""
-    holders = []
-
-    def start(**environment):
-        holders.append(Holder(tiny, tmp_path, **environment))
-        return holders[-1]
-
-    yield start
-    for holder in holders:
-        holder.close()
+    yield from closing_all(functools.partial(Holder, tiny, tmp_path))
 
 
 @pytest.fixture
 def attach():
     """attach(holder, options...) attaches until the end of the test."""
-    running = []
-
-    def start(*arguments, **keywords):
-        running.append(Attached(*arguments, **keywords))
-        return running[-1]
-
-    yield start
-    for one in running:
-        one.close()
+    yield from closing_all(Attached)
 
 
 @pytest.fixture(scope="session")

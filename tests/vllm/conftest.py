@@ -1,5 +1,6 @@
 """Real vLLM on the CPU with the plugin installed, and `lathe attach` beside it."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import urllib.request
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from support import LATHE, REPOSITORY, Program, Trainer, wait_for  # noqa: E402, F401
+from support import LATHE, REPOSITORY, Program, Trainer, closing_all, wait_for  # noqa: E402, F401
 
 QUESTION = "What flows through Velmora?"
 ANSWER = "The Silverthread."
@@ -123,15 +124,8 @@ def directory(smollm2_model, folder):
 @pytest.fixture(scope="module")
 def serve(folder):
     """serve(directory, arguments...) starts a vLLM that ends with the module."""
-    servers = []
-
-    def start(model, *arguments, **keywords):
-        servers.append(Vllm(model, folder / f"vllm-{len(servers)}.log", *arguments, **keywords))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    numbers = itertools.count()
+    yield from closing_all(lambda model, *arguments, **keywords: Vllm(model, folder / f"vllm-{next(numbers)}.log", *arguments, **keywords))
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +135,4 @@ def vllm(serve, directory):
 
 @pytest.fixture
 def attach():
-    running = []
-
-    def start(*arguments, **keywords):
-        running.append(Attached(*arguments, **keywords))
-        return running[-1]
-
-    yield start
-    for one in running:
-        one.close()
+    yield from closing_all(Attached)
