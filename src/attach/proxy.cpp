@@ -135,8 +135,7 @@ void Proxy::keep(const std::optional<store::Completion>& asked, const std::optio
   store::Completion completion = *asked;
   completion.id = answer->id;
   completion.answer_json = answer->message_json;
-  const Status kept = store_.add_completion(completion, keep_);
-  if (!kept.ok()) log::warning("the answer " + answer->id + " was not kept: " + kept.error().message);
+  store_.keep_completion(completion, keep_);
 }
 
 }  // namespace lathe::attach

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "base/log.h"
 #include "daemon/routes.h"
 
 namespace lathe::daemon {
@@ -143,12 +142,11 @@ Result<http::Response> Service::whole(std::vector<Part> parts,
 }
 
 void Service::keep(const api::ResponseHead& head, const std::string& conversation, const std::string& answer) const {
-  const Status kept = store_.add_completion({.id = head.id,
-                                             .version = head.version,
-                                             .conversation_json = conversation,
-                                             .answer_json = api::assistant_message(answer)},
-                                            settings_.keep_completions);
-  if (!kept.ok()) log::warning("the answer " + head.id + " was not kept: " + kept.error().message);
+  store_.keep_completion({.id = head.id,
+                          .version = head.version,
+                          .conversation_json = conversation,
+                          .answer_json = api::assistant_message(answer)},
+                         settings_.keep_completions);
 }
 
 http::Response Service::stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head,

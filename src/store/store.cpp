@@ -6,6 +6,8 @@
 #include <mutex>
 #include <variant>
 
+#include "base/log.h"
+
 namespace lathe::store {
 namespace {
 
@@ -198,6 +200,11 @@ Status Store::add_completion(const Completion& c, int64_t keep) {
       state_->run("DELETE FROM completions WHERE rowid <= (SELECT max(rowid) FROM completions) - ?", {keep});
   LATHE_TRY(state_->script("PRAGMA synchronous=FULL"));
   return added.ok() ? pruned : added;
+}
+
+void Store::keep_completion(const Completion& completion, int64_t keep) {
+  const Status kept = add_completion(completion, keep);
+  if (!kept.ok()) log::warning("the answer " + completion.id + " was not kept: " + kept.error().message);
 }
 
 Status Store::mark_corrected(const std::string& id, const std::string& job_id) {
