@@ -76,8 +76,8 @@ struct TileBytes {
   std::span<const std::byte> before, after;
 };
 
-// Yields a tile's bytes, either in `scratch_before` / `scratch_after` (kTileBytes each) or anywhere else that stays put
-// until the next call with the same scratch. Called from several threads at once.
+// Yields a tile's bytes, either in `scratch_before` / `scratch_after` (of its size at least) or anywhere else that
+// stays put until the next call with the same scratch. Called from several threads at once.
 using TileLoader = std::function<Result<TileBytes>(TileId id, std::span<std::byte> scratch_before,
                                                    std::span<std::byte> scratch_after)>;
 

@@ -22,9 +22,12 @@ struct Encoded {
 // What one thread needs to encode a tile.
 struct Worker {
   TileCodec codec;
-  std::vector<std::byte> before = std::vector<std::byte>(kTileBytes);
-  std::vector<std::byte> after = std::vector<std::byte>(kTileBytes);
-  std::vector<std::byte> decoded = std::vector<std::byte>(kTileBytes);
+  std::vector<std::byte> before, after, decoded;  // as large as the largest tile so far
+
+  void make_room(uint64_t size) {
+    if (size <= before.size()) return;
+    for (auto* buffer : {&before, &after, &decoded}) buffer->resize(size);
+  }
 };
 
 // Of the same size. std::equal compares std::byte one by one.
@@ -105,8 +108,9 @@ Status DeltaWriter::Impl::verify(std::span<const TilePart> parts, const TileByte
 Result<Encoded> DeltaWriter::Impl::encode(TileId id, const TileLoader& load, Worker& worker,
                                           std::vector<std::byte>& payload) const {
   const FileState& tile_file = state.files[id.file];
-  const TileBytes bytes = LATHE_TRY(load(id, worker.before, worker.after));
   const uint64_t size = tile_range(tile_file.layout, id.tile).size;
+  worker.make_room(size);
+  const TileBytes bytes = LATHE_TRY(load(id, worker.before, worker.after));
   if (bytes.before.size() != size || bytes.after.size() != size)
     return invalid_argument(state.describe(id) + " was given another number of bytes");
   Encoded encoded{.tile = {.id = id, .before = hash_tile(bytes.before)}};

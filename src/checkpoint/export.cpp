@@ -24,13 +24,14 @@ Status write_file(io::Env& env, const WeightSource& source, uint32_t file, const
   const auto out = LATHE_TRY(env.create(path));
   const uint64_t tiles = tile_count(layout);
   const size_t window = std::min<size_t>(tiles, 2 * thread_count(options.threads));
-  std::vector<std::byte> buffers(window * kTileBytes);
+  const size_t stride = std::min(kTileBytes, layout.size);
+  std::vector<std::byte> buffers(window * stride);
   std::vector<std::span<const std::byte>> ready(window);
   for (uint64_t begin = 0; begin < tiles; begin += window) {
     const size_t count = std::min<uint64_t>(window, tiles - begin);
     const Status read = parallel_for(count, thread_count(options.threads), [&](size_t i, size_t) -> Status {
       const TileId id{file, static_cast<uint32_t>(begin + i)};
-      const auto scratch = std::span(buffers).subspan(i * kTileBytes, kTileBytes);
+      const auto scratch = std::span(buffers).subspan(i * stride, stride);
       ready[i] = LATHE_TRY(source.read(id, scratch));
       // What damage of the shards, or a fault of memory, made of it is not handed on.
       thread_local std::vector<std::byte> unused;
@@ -200,7 +201,7 @@ class Verifier {
 
 Result<Verification> verify(io::Env& env, const std::string& directory, int threads, const Progress& progress) {
   const auto lock = LATHE_TRY(lock_history(env, directory));
-  const auto applied = LATHE_TRY(recover(env, directory));
+  const auto applied = LATHE_TRY(recover(env, directory, {.threads = threads}));
   if (!applied) {
     return not_found(directory + " has no history yet: there is nothing to compare it with; the first sync begins one");
   }

@@ -3,7 +3,7 @@
 //
 // Why: a sync, a rollback, an export and a merge of deltas are then one thing, the difference between two sources.
 // Threads: hash() and read() from any; a source is immutable once made. What it reads must stay still meanwhile.
-// Memory: the caller's scratch, kTileBytes each.
+// Memory: the caller's scratch, of the tile's size at least.
 #pragma once
 
 #include <cstddef>

@@ -199,10 +199,11 @@ Result<WeightState> hash_files(io::Env& env, const std::string& directory, std::
   }
   LATHE_TRY(check(state));
   const size_t workers = thread_count(threads);
-  std::vector<std::vector<std::byte>> buffers(workers, std::vector<std::byte>(kTileBytes));
+  std::vector<std::vector<std::byte>> buffers(workers);
   const auto hash = [&](size_t i, size_t worker) -> Status {
     FileState& file = state.files[tiles[i].file];
     const ByteRange range = tile_range(file.layout, tiles[i].tile);
+    if (buffers[worker].size() < range.size) buffers[worker].resize(range.size);
     const std::span bytes(buffers[worker].data(), range.size);
     LATHE_TRY(files[tiles[i].file]->read_at(range.offset, bytes));
     file.tiles[tiles[i].tile] = hash_tile(bytes);
