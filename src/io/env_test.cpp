@@ -353,6 +353,48 @@ TEST(FaultEnv, AFullDiskTakesWhatFits) {
   ASSERT_TRUE((*env.open_in_place("/a"))->write_at(0, bytes("abcde")).ok()) << "in place needs no space";
 }
 
+TEST(FaultEnv, CopiesDoNotShareWhatIsDoneToOne) {
+  FaultEnv env;
+  ASSERT_TRUE(env.create_directories("/d").ok());
+  write_synced(env, "/d/a", "old");
+  const std::string before = env.image();
+  FaultEnv copy(env);
+  ASSERT_TRUE((*copy.open_in_place("/d/a"))->write_at(0, bytes("new")).ok());
+  ASSERT_TRUE(copy.rename("/d/a", "/d/b").ok() && copy.sync_directory("/d").ok());
+  write(copy, "/d/c", "more");
+  EXPECT_EQ(env.image(), before);
+  EXPECT_EQ(contents_after_loss(env, "/d/b"), (Set{"not found"}));
+  EXPECT_EQ(read(copy, "/d/b"), "new");
+}
+
+TEST(FaultEnv, DisksWithTheSameImageReadTheSame) {
+  FaultEnv env;
+  ASSERT_TRUE(env.create_directories("/d").ok());
+  write(env, "/d/a", "A");
+  write(env, "/d/b", "B");
+  const std::string image = env.image();
+  write(env, "/d/new", "A");
+  EXPECT_NE(env.image(), image) << "another name";
+  ASSERT_TRUE(env.rename("/d/new", "/d/a").ok());
+  EXPECT_EQ(env.image(), image) << "the same contents, written again";
+  env.make_durable();
+  EXPECT_EQ(env.image(), image) << "what is durable cannot be read";
+  Set images{image};
+  const auto differs = [&](const std::function<Status(FaultEnv&)>& change) {
+    FaultEnv other(env);
+    return change(other).ok() && images.insert(other.image()).second;
+  };
+  EXPECT_TRUE(differs([](FaultEnv& other) { return write_text_atomically(other, "/d/a", "a"); }));
+  EXPECT_TRUE(differs([](FaultEnv& other) { return write_text_atomically(other, "/d/a", "A1 bB"); }));
+  EXPECT_TRUE(differs([](FaultEnv& other) { return other.rename("/d/a", "/a"); }));
+  EXPECT_TRUE(differs([](FaultEnv& other) { return other.rename("/d/a", "/d/b"); }));
+  EXPECT_TRUE(differs([](FaultEnv& other) { return other.create_directories("/d/c"); }));
+  EXPECT_TRUE(differs([](FaultEnv& other) { return other.link("/d/b", "/d/c"); }));
+  EXPECT_TRUE(differs([](FaultEnv& other) { return write_text_atomically(other, "/d/c", "B"); }));
+  EXPECT_TRUE(differs([](FaultEnv& other) { return other.symlink("B", "/d/c"); }));
+  EXPECT_TRUE(differs([](FaultEnv& other) { return other.symlink("b", "/d/c"); }));
+}
+
 TEST(FaultEnv, WriteTextAtomicallyIsOldOrNewFromEveryOperation) {
   FaultEnv before;
   write_synced(before, "/a", "old");

@@ -182,6 +182,11 @@ size_t FaultEnv::pending() const {
   return state_->disk.pending();
 }
 
+std::string FaultEnv::image() const {
+  const std::lock_guard hold(mutex_);
+  return state_->disk.image();
+}
+
 void FaultEnv::damage(const std::string& path, uint64_t offset, std::byte mask) {
   const std::lock_guard hold(mutex_);
   state_->disk.damage(state_->disk.find(path).value(), offset, mask);

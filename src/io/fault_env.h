@@ -12,7 +12,7 @@
 //   * A failed sync() leaves its writes unknown for good: they can be read, a later sync() does not make them durable;
 //     writing the same bytes again and syncing does.
 // Threads: any, under one lock. Numbered operations must come from one thread, or their numbers are not reproducible.
-// Memory: contents are shared between copies until written.
+// Memory: copies share everything until one of them changes it.
 #pragma once
 
 #include <cerrno>
@@ -94,6 +94,8 @@ class FaultEnv final : public Env {
   void make_durable();
   // The writes and names that after_power_loss would choose about.
   size_t pending() const;
+  // All that can be read, as one string: disks with the same image are the same to every reader.
+  std::string image() const;
   // Flips bits behind the back of everything: media damage.
   void damage(const std::string& path, uint64_t offset, std::byte mask);
 
