@@ -209,6 +209,7 @@ void add(CrashReport& sum, const CrashReport& part) {
   sum.states += part.states;
   sum.runs += part.runs;
   sum.bad_runs += part.bad_runs;
+  sum.disks += part.disks;
   sum.violations += part.violations;
   sum.before += part.before;
   sum.after += part.after;
@@ -237,9 +238,10 @@ TEST(Crash, EverythingIsWhollyOldOrNew) {
     for (const CrashReport& report : reports) EXPECT_EQ(report.violations, 0) << report.first_violation;
   }
   for (size_t i = 0; i < all.size(); ++i) {
-    std::printf("%-40s %9ld states, %9ld old, %9ld new, %ld violations\n", all[i].name.c_str(),
+    std::printf("%-50s %9ld states, %9ld old, %9ld new, %8ld different disks, %ld violations\n", all[i].name.c_str(),
                 static_cast<long>(reports[i].states), static_cast<long>(reports[i].before),
-                static_cast<long>(reports[i].after), static_cast<long>(reports[i].violations));
+                static_cast<long>(reports[i].after), static_cast<long>(reports[i].disks),
+                static_cast<long>(reports[i].violations));
     EXPECT_GT(reports[i].before, 0) << all[i].name;
     EXPECT_GT(reports[i].after, 0) << all[i].name;
   }

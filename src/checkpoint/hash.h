@@ -20,7 +20,7 @@ namespace lathe::checkpoint {
 
 struct Hash128 {
   uint64_t low = 0, high = 0;
-  friend bool operator==(const Hash128&, const Hash128&) = default;
+  friend auto operator<=>(const Hash128&, const Hash128&) = default;
 };
 
 inline constexpr uint64_t kTileBytes = uint64_t{2} << 20;
