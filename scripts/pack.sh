@@ -11,7 +11,7 @@ rm -rf "$pack"
 mkdir -p "$pack/bin" "$pack/lib"
 
 programs=()
-for path in "$build"/{lathe,parity,gpu_bench,live_sync_bench} $(find "$build/src" -name 'gpu_*_test' -type f -perm -u+x | sort); do
+for path in "$build"/{lathe,lathe-torch,parity,gpu_bench,live_sync_bench} $(find "$build/src" -name 'gpu_*_test' -type f -perm -u+x | sort); do
   [ -x "$path" ] || { echo "pack: $path is not built, left out" >&2; continue; }
   strip -o "$pack/bin/$(basename "$path")" "$path"
   programs+=("$path")

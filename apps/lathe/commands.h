@@ -1,5 +1,8 @@
 // The commands of `lathe`. Each adds its options to `app` and returns what to run once they are parsed; the result is
 // the exit code: 0 done, 1 failed (after one clear line on standard error), 2 wrong usage.
+//
+// They are in two programs. LibTorch takes a quarter of a second of a processor to load, so `lathe` is not linked to
+// it; those marked with torch hand over to lathe-torch beside it (torch_commands.cpp), which has them all.
 #pragma once
 
 #include <functional>
@@ -12,14 +15,14 @@ namespace lathe::cli {
 
 using Run = std::function<int()>;
 
-Run add_serve(CLI::App& app);
-Run add_attach(CLI::App& app);
+Run add_serve(CLI::App& app);   // torch
+Run add_attach(CLI::App& app);  // torch
 Run add_chat(CLI::App& app);
 Run add_learn(CLI::App& app);
-Run add_train(CLI::App& app);
+Run add_train(CLI::App& app);  // torch
 Run add_sync(CLI::App& app);
 Run add_log(CLI::App& app);
-Run add_inspect(CLI::App& app);
+Run add_inspect(CLI::App& app);  // torch
 Run add_verify(CLI::App& app);
 Run add_rollback(CLI::App& app);
 Run add_export(CLI::App& app);
@@ -27,7 +30,7 @@ Run add_publish(CLI::App& app);
 Run add_push(CLI::App& app);
 Run add_receive(CLI::App& app);
 Run add_prune(CLI::App& app);
-Run add_doctor(CLI::App& app);
-Run add_bench(CLI::App& app);
+Run add_doctor(CLI::App& app);  // torch
+Run add_bench(CLI::App& app);   // torch
 
 }  // namespace lathe::cli

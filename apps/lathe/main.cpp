@@ -1,33 +1,10 @@
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
-#include <cstdlib>
-#include <cstring>
-#include <filesystem>
 #include <map>
 
 #include "base/heap.h"
 #include "commands.h"
 
-namespace {
-
-// Threads of OpenMP spin between parallel regions. By default they do so for milliseconds, and two processes that share
-// the cores, or one that serves while it learns, keep each other from working: decoding falls to a fortieth. A short
-// spin keeps the speed when alone, and a run of training, which has one team, affords a longer one
-// (docs/decisions/0004-short-spin.md). libgomp reads the variable when it is loaded, before main().
-void spin_briefly(char** argv) {
-  if (std::getenv("GOMP_SPINCOUNT") || std::getenv("OMP_WAIT_POLICY")) return;
-  const bool trains = argv[1] != nullptr && std::strcmp(argv[1], "train") == 0;
-  ::setenv("GOMP_SPINCOUNT", trains ? "50000" : "5000", 0);
-  std::error_code error;  // on failure, here or there: go on as we are, only slower in company
-  const auto program = std::filesystem::read_symlink("/proc/self/exe", error);  // named so that ps shows "lathe"
-  if (!error) ::execv(program.c_str(), argv);
-}
-
-}  // namespace
-
 int main(int argc, char** argv) {
-  spin_briefly(argv);
   lathe::set_up_heap();
   CLI::App app{"lathe: a language model server that learns while it serves"};
   app.set_version_flag("--version", LATHE_VERSION);

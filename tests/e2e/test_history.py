@@ -128,6 +128,21 @@ def test_a_copy_follows_by_deltas(tmp_path, pair):
     assert "went away" in lathe("push", model, f"nowhere:{far}", *over, code=1)
 
 
+def test_lathe_alone_keeps_histories(tmp_path, pair):
+    """Without lathe-torch beside it, as on a machine that keeps copies: whatever teaches or serves says what is missing."""
+    model = shutil.copytree(pair[0], tmp_path / "model")
+    alone = shutil.copy(LATHE, tmp_path / "lathe")
+    run = lambda *arguments: subprocess.run([alone, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    assert run("sync", model, "--from", pair[1]).returncode == 0
+    assert run("verify", model).returncode == 0
+    libraries = subprocess.run(["ldd", alone], capture_output=True, text=True, check=True).stdout
+    assert "libc.so" in libraries and "torch" not in libraries and "libgomp" not in libraries
+    for arguments in (["serve", model], ["train", model, "data.jsonl", "--epochs", 2], ["doctor", "--help"]):
+        refused = run(*arguments)
+        assert refused.returncode == 1 and f"cannot start {tmp_path}/lathe-torch: No such file" in refused.stderr, refused.stderr
+        assert f"`lathe {arguments[0]}` needs it beside lathe" in refused.stderr
+
+
 def test_symbolic_links(tmp_path, pair):
     model, other = shutil.copytree(pair[0], tmp_path / "model"), pair[1]
     blobs = tmp_path / "blobs"
