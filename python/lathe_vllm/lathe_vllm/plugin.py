@@ -39,19 +39,25 @@ def _keep_plain_weights() -> None:
     utils.dispatch_cpu_unquantized_gemm = plain
 
 
-@contextmanager
-def _without_expandable_segments() -> Iterator[None]:
+def _set_allocator(settings: str) -> None:
     import torch
 
-    asked_for = "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
-    if not asked_for:
+    newer = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # the other is deprecated since torch 2.11
+    (newer or torch.cuda.memory._set_allocator_settings)(settings)
+
+
+@contextmanager
+def _without_expandable_segments() -> Iterator[None]:
+    asked_for = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
+    if "expandable_segments:True" not in asked_for:
         yield
         return
-    torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+    # All that was asked for, each time: some versions of torch set to its default what is not named.
+    _set_allocator(asked_for.replace("expandable_segments:True", "expandable_segments:False"))
     try:
         yield
     finally:
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        _set_allocator(asked_for)
 
 
 def _wrap_load_model(worker_class: Any) -> None:
