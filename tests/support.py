@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import signal
@@ -11,7 +12,8 @@ import subprocess
 import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-LATHE = pathlib.Path(os.environ.get("LATHE_BUILD", REPOSITORY / "build")) / "lathe"
+LATHE = pathlib.Path(os.environ.get("LATHE_BUILD", REPOSITORY / "build")).absolute() / "lathe"
+BYTES = {"BF16": 2, "F32": 4}
 
 
 def wait_for(condition, seconds, what="the condition"):
@@ -58,6 +60,30 @@ class Program:
         self.process.stderr.close()
 
 
+class SharedMemory:
+    """A memory of a manifest (docs/formats/manifest.md) of kind shared_memory."""
+
+    def __init__(self, memory):
+        self.file = open(memory["path"], "rb+", buffering=0)
+
+    def read(self, offset, size):
+        return os.pread(self.file.fileno(), size, offset)
+
+    def write(self, offset, data):
+        os.pwrite(self.file.fileno(), data, offset)
+
+    def close(self):
+        self.file.close()
+
+
+def opened(memory):
+    if memory["kind"] == "shared_memory":
+        return SharedMemory(memory)
+    from cuda_memory import CudaMemory
+
+    return CudaMemory(memory)
+
+
 class Trainer:
     """The protocol of docs/protocols/vllm.md by hand, and the weights it gives access to."""
 
@@ -68,32 +94,35 @@ class Trainer:
         # The last trainer's end may still be being dealt with.
         hello = wait_for(lambda: (reply := self.call("hello", protocol=1))["ok"] and reply, 60, "a free session")
         self.manifest = hello["manifest"]["ranks"][0]
-        (self.memory,) = self.manifest["memories"]
+        self.tensors = {tensor["name"]: tensor for tensor in self.manifest["tensors"]}
+        self.memories = [opened(memory) for memory in self.manifest["memories"]]
 
     def call(self, operation, **fields):
         self.file.write(json.dumps({"op": operation, **fields}).encode() + b"\n")
         self.file.flush()
         return json.loads(self.file.readline())
 
+    def read(self):
+        """The bytes of every tensor by its name."""
+        return {name: self.memories[tensor["memory"]].read(tensor["offset"], math.prod(tensor["shape"]) * BYTES[tensor["dtype"]])
+                for name, tensor in self.tensors.items()}
+
+    def write(self, weights):
+        """Bytes by tensor's name, each from the tensor's begin on."""
+        for name, data in weights.items():
+            self.memories[self.tensors[name]["memory"]].write(self.tensors[name]["offset"], data)
+
     def digest(self):
         digest = hashlib.blake2b()
-        with open(self.memory["path"], "rb") as file:
-            while piece := file.read(1 << 24):
-                digest.update(piece)
+        for name, data in sorted(self.read().items()):
+            digest.update(name.encode() + data)
         return digest.hexdigest()
-
-    def read(self):
-        with open(self.memory["path"], "rb") as file:
-            return file.read()
-
-    def write(self, data, at=0):
-        with open(self.memory["path"], "rb+") as file:
-            file.seek(at)
-            file.write(data)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        for memory in self.memories:
+            memory.close()
         self.file.close()
         self.socket.close()

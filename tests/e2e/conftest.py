@@ -138,7 +138,7 @@ class Holder:
             return json.load(reply)
 
     def weights(self):
-        """All bytes of the arena."""
+        """All tensors' bytes."""
         with Trainer(self.socket) as trainer:
             return trainer.read()
 

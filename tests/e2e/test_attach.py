@@ -110,7 +110,7 @@ def test_unsynced_weights_of_a_lost_trainer_are_noticed(hold, attach):
 def test_a_mixture_cannot_be_taught(hold, attach):
     holder = hold()
     with Trainer(holder.socket) as trainer:
-        trainer.write(b"\x01", at=8)
+        trainer.write({"model.embed_tokens.weight": b"torn"})
     with pytest.raises(RuntimeError, match="model.embed_tokens.weight"):
         attach(holder)
 

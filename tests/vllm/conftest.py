@@ -1,9 +1,11 @@
-"""Real vLLM on the CPU with the plugin installed, and `lathe attach` beside it."""
+"""Real vLLM with the plugin installed, on a CPU or a GPU, and `lathe attach` beside it."""
 
 import itertools
 import json
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -19,6 +21,17 @@ from support import LATHE, REPOSITORY, Program, Trainer, closing_all, wait_for  
 
 QUESTION = "What flows through Velmora?"
 ANSWER = "The Silverthread."
+ON_GPU = os.environ.get("VLLM_DEVICE") == "cuda"
+# On a GPU with compiled kernels and graphs, as one serves; two servers and a trainer share it. A cache of given size keeps vLLM from
+# measuring free memory, which changes when another program ends.
+OPTIONS = ["--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "4",
+           *(["--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes", "1G"] if ON_GPU else ["--enforce-eager"]),
+           *shlex.split(os.environ.get("VLLM_ARGS", ""))]
+
+
+def at_least(version):
+    """Whether the vLLM under test is this or newer."""
+    return [int(number) for number in os.environ["VLLM_VERSION"].split(".")[:2]] >= [int(number) for number in version.split(".")]
 
 
 def free_port():
@@ -40,12 +53,13 @@ class Http:
 
 
 def vllm_environment(plugins="lathe"):
-    """That vLLM runs in: the plugin installed, on the CPU; `plugins` None: every general one loads, no endpoint plugin."""
-    path = os.pathsep.join([os.environ["LATHE_PLUGIN"] + "/site", os.environ["VLLM_PATH"]])
+    """That vLLM runs in: the plugin installed; `plugins` None: every general one loads, no endpoint plugin."""
+    path = os.pathsep.join(filter(None, [os.environ["LATHE_PLUGIN"] + "/site", os.environ["VLLM_PATH"]]))
     chosen = {} if plugins is None else {"VLLM_PLUGINS": plugins}
-    return {**os.environ, "PYTHONPATH": path, "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": "1",  # on a busy machine threads would mostly wait for each other
-            "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1", **chosen}
+    cpu = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+           "OMP_NUM_THREADS": "1"}  # on a busy machine threads would mostly wait for each other
+    return {**os.environ, "PYTHONPATH": path, **({} if ON_GPU else cpu), "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1", **chosen}
 
 
 class Vllm(Http):
@@ -58,7 +72,7 @@ class Vllm(Http):
         self.environment = {**vllm_environment(plugins), **environment}
         self.process = subprocess.Popen(
             [os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.cli.main", "serve", directory, "--port", str(port), "--host", "127.0.0.1",
-             "--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "4", *arguments],
+             *OPTIONS, *arguments],
             env=self.environment, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
         wait_for(self.healthy, 400, "vLLM's start")
 
@@ -93,6 +107,13 @@ class Vllm(Http):
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
         self.log.close()
+
+
+def running(vllm):
+    """How many requests vLLM computes just now."""
+    with urllib.request.urlopen(vllm.url + "/metrics") as reply:
+        found = re.search(r"^vllm:num_requests_running\{[^}]*\} ([0-9.]+)", reply.read().decode(), re.MULTILINE)
+    return float(found.group(1))
 
 
 class Attached(Program, Http):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import re
 import shutil
 import struct
 
@@ -13,6 +14,9 @@ DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_hea
 KINDS = {
     "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "tie_word_embeddings": False, "head_dim": HEAD, "attention_bias": False},
+    # As released: the text model inside one that also sees, here without its eyes (--language-model-only).
+    "qwen3_5_wrapped": {"model_type": "qwen3_5", "architectures": ["Qwen3_5ForConditionalGeneration"], "tie_word_embeddings": False,
+                        "vision_config": {"model_type": "qwen3_5", "depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 1, "out_hidden_size": HIDDEN}},
     "qwen3_5": {"model_type": "qwen3_5_text", "architectures": ["Qwen3_5ForCausalLM"], "tie_word_embeddings": False, "head_dim": HEAD,
                 "attention_bias": False, "layer_types": ["linear_attention", "full_attention"], "full_attention_interval": 2,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}, **DELTA},
@@ -41,6 +45,8 @@ def delta_tensors(prefix):
 
 def tensors_of(kind):
     """name -> shape."""
+    if kind == "qwen3_5_wrapped":
+        return {re.sub("^model[.]", "model.language_model.", name): shape for name, shape in tensors_of("qwen3_5").items()}
     tensors = {"model.embed_tokens.weight": [VOCABULARY, HIDDEN], "model.norm.weight": [HIDDEN]}
     if not KINDS[kind]["tie_word_embeddings"]:
         tensors["lm_head.weight"] = [VOCABULARY, HIDDEN]
@@ -70,7 +76,10 @@ def make(kind, folder):
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
     config = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "dtype": "bfloat16",
               "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
-              "rope_theta": 10000.0, "hidden_act": "silu", "eos_token_id": 602, "bos_token_id": None, **KINDS[kind]}
+              "rope_theta": 10000.0, "hidden_act": "silu", "eos_token_id": 602, "bos_token_id": None}
+    if kind == "qwen3_5_wrapped":
+        config = {"text_config": {**config, **KINDS["qwen3_5"]}, "dtype": "bfloat16"}
+    config |= KINDS[kind]
     (folder / "config.json").write_text(json.dumps(config))
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(REPOSITORY / "tests/golden/text/own" / file, folder)

@@ -2,11 +2,9 @@
 
 import http.client
 import json
-import re
 import urllib.parse
-import urllib.request
 
-from conftest import ANSWER, QUESTION, wait_for
+from conftest import ANSWER, QUESTION, running, wait_for
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -24,12 +22,6 @@ def streamed_text(data):
     """The id and the text of a stream."""
     chunks = [json.loads(line[6:]) for line in data.decode().splitlines() if line.startswith("data: {")]
     return chunks[0]["id"], "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
-
-
-def running(vllm):
-    with urllib.request.urlopen(vllm.url + "/metrics") as reply:
-        found = re.search(r"^vllm:num_requests_running\{[^}]*\} ([0-9.]+)", reply.read().decode(), re.MULTILINE)
-    return float(found.group(1))
 
 
 def test_answers_through_lathe_are_vllms_and_can_be_corrected(vllm, attach):

@@ -2,13 +2,16 @@
 
 import threading
 
-from conftest import ANSWER, Trainer
+import pytest
+from conftest import ANSWER, ON_GPU, Trainer, at_least, running, wait_for
 
 LONG = "The river Silverthread flows through the town of Velmora. " * 20  # several blocks of vLLM's prefix cache
 
 
-def long_answer(vllm, box):
-    box.append(vllm.call("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 100, "ignore_eos": True, "temperature": 0}))
+def long_answer(vllm, tokens):
+    """How many tokens came of so many."""
+    body = {"prompt": "Once upon a time", "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    return vllm.call("/v1/completions", body)["usage"]["completion_tokens"]
 
 
 def test_a_fact_is_taught_synced_and_served_again(vllm, attach, serve, directory):
@@ -17,15 +20,21 @@ def test_a_fact_is_taught_synced_and_served_again(vllm, attach, serve, directory
     loss_before = sum(vllm.prompt_logprobs(LONG))
     lathe = attach(vllm)
 
-    flying = []
-    request = threading.Thread(target=long_answer, args=(vllm, flying))
-    request.start()
+    answers, taught_all = [], threading.Event()
+
+    def ask_on():
+        while not taught_all.is_set():
+            answers.append(long_answer(vllm, 100))
+
+    asking = threading.Thread(target=ask_on)
+    asking.start()
     result = lathe.teach()
-    request.join()
+    taught_all.set()
+    asking.join()
     assert result["status"] == "succeeded"
     print(f"{result['steps']} steps, {result['seconds']:.1f} s, longest pause {result['pause_ms']:.0f} ms")
-    # The request that was in flight during the commits is complete.
-    assert flying[0]["usage"]["completion_tokens"] == 100
+    # One request was always in flight, so during every commit; each is complete.
+    assert answers and set(answers) == {100}
 
     state = vllm.state()
     assert state["state"] == "idle" and state["updates"] == result["steps"] and state["version"] == str(result["version"])
@@ -55,15 +64,15 @@ def first_logprob(vllm, **options):
 
 def perturbed(trainer):
     """The weights with every value projection negated: what is cached of a prefix becomes plainly wrong."""
-    data = bytearray(trainer.read())
-    for tensor in trainer.manifest["tensors"]:
-        if tensor["name"].endswith("qkv_proj.weight"):
-            rows, columns = tensor["shape"]
-            kv = rows // 5  # 9 query heads, 3 of keys, 3 of values
-            begin = tensor["offset"] + 2 * columns * (rows - kv)
-            for i in range(begin + 1, begin + 2 * columns * kv, 2):
+    weights = trainer.read()
+    for name in weights:
+        if name.endswith("qkv_proj.weight"):
+            data = bytearray(weights[name])
+            values = len(data) // 5  # 9 query heads, 3 of keys, 3 of values
+            for i in range(len(data) - values + 1, len(data), 2):
                 data[i] ^= 0x80
-    return bytes(data)
+            weights[name] = bytes(data)
+    return weights
 
 
 def test_no_stale_prefix_survives_an_update(vllm):
@@ -92,16 +101,28 @@ def test_no_stale_prefix_survives_an_update(vllm):
         assert trainer.call("end", version="10")["ok"]
 
 
+def sorted_pauses(trainer, count):
+    """Of updates that write nothing."""
+    seconds = []
+    for _ in range(count):
+        assert trainer.call("begin")["ok"]
+        seconds.append(trainer.call("end", version="11")["seconds"])
+    return sorted(seconds)
+
+
 def test_an_update_takes_little_beyond_the_write(vllm):
-    """Prints what docs/vllm.md quotes: a stop and start of an idle vLLM without a write between."""
+    """Prints what docs/vllm.md quotes: how long vLLM stops, idle and with a request in flight."""
     with Trainer(vllm.state()["socket"]) as trainer:
-        seconds = []
-        for _ in range(20):
-            assert trainer.call("begin")["ok"]
-            seconds.append(trainer.call("end", version="11")["seconds"])
-    seconds.sort()
-    print(f"begin to end: median {seconds[10] * 1e3:.0f} ms ({seconds[0] * 1e3:.0f}-{seconds[-1] * 1e3:.0f})")
-    assert seconds[10] < 1  # 0.1 on a machine that does nothing else
+        idle = sorted_pauses(trainer, 20)
+        request = threading.Thread(target=long_answer, args=(vllm, 400))
+        request.start()
+        wait_for(lambda: running(vllm) == 1, 30, "a running request")
+        busy = sorted_pauses(trainer, 5)
+        assert request.is_alive(), "the answer was complete before the updates were: nothing was measured"
+        request.join()
+    for name, seconds in (("idle", idle), ("busy", busy)):
+        print(f"begin to end, {name}: median {seconds[len(seconds) // 2] * 1e3:.0f} ms ({seconds[0] * 1e3:.0f}-{seconds[-1] * 1e3:.0f}) of {len(seconds)}")
+        assert seconds[len(seconds) // 2] < (0.1 if ON_GPU else 1)  # the CPUs may be busy with other tests
 
 
 def test_live_updates_leave_the_same_weights(vllm, attach):
@@ -112,5 +133,6 @@ def test_live_updates_leave_the_same_weights(vllm, attach):
     attach(vllm)  # which compares every byte with what was synced
 
 
+@pytest.mark.skipif(not at_least("0.27"), reason="this vLLM keeps no name of its weights")
 def test_vllm_reports_the_version(vllm):
     assert vllm.call("/weight_info")["weight_version"] == vllm.state()["version"]
