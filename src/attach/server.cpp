@@ -15,7 +15,7 @@ Result<std::string> Server::socket_path() const {
     return not_found(
         "the server at " + url +
         " has no plugin of Lathe; install python/lathe_vllm there and start it with VLLM_PLUGINS=lathe (versions "
-        "before 0.25: run `python -m lathe_vllm` beside it and name its --socket)");
+        "before 0.26: run `python -m lathe_vllm` beside it and name its --socket)");
   }
   if (reply.status != 200 || !json.is_object() || !json.contains("socket") || !json["socket"].is_string())
     return invalid_argument(url + "/lathe answered " + std::to_string(reply.status) + ", and not as lathe-vllm does");

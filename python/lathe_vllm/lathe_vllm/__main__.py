@@ -1,6 +1,6 @@
 """python -m lathe_vllm --url http://127.0.0.1:8000: the session in a process of its own.
 
-For versions of vLLM without endpoint plugins (before 0.25). vLLM must run with VLLM_SERVER_DEV_MODE=1, the general plugin or
+For versions of vLLM without endpoint plugins (before 0.26). vLLM must run with VLLM_SERVER_DEV_MODE=1, the general plugin or
 --worker-extension-cls lathe_vllm.worker.WorkerExtension, on the same machine and as the same user.
 """
 
