@@ -95,9 +95,9 @@ def test_sigterm_in_the_middle_of_learning(serve, smollm2):
 def test_train_from_a_file_and_roll_back(tmp_path, serve, smollm2):
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(json.dumps({"messages": TURNS}) for _ in range(4)) + "\n")
-    run = subprocess.run([LATHE, "train", smollm2, data, "--epochs", "4", "--batch", "2"], capture_output=True, text=True)
+    run = subprocess.run([LATHE, "train", smollm2, data, "--epochs", "2", "--batch", "2"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "8 steps" in run.stderr and "holds version 8" in run.stdout
+    assert "4 steps" in run.stderr and "holds version 4" in run.stdout
     server = serve(smollm2)
     assert "vermilion" in server.ask(QUESTION)
     server.stop()
