@@ -1,7 +1,6 @@
 #include "io/fault_env.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <set>
 
@@ -45,7 +44,7 @@ class FaultEnv::Reader final : public RandomAccessFile {
     if (offset > bytes.size() || out.size() > bytes.size() - offset) {
       return corruption(path_ + " is truncated: it ends at byte " + std::to_string(bytes.size()));
     }
-    std::memcpy(out.data(), bytes.data() + offset, out.size());
+    bytes.copy(reinterpret_cast<char*>(out.data()), out.size(), offset);  // nothing, to nowhere, is no error
     return {};
   }
 
