@@ -172,7 +172,7 @@ at::Tensor PartRows::read(int64_t begin, int64_t count, const at::Tensor& scratc
   return out;
 }
 
-PartRows PartRows::formed_in(const at::Tensor& buffer, int64_t tile_elements) const {
+PartRows PartRows::formed_in(const at::Tensor& buffer) const {
   if (formed()) return *this;
   PartRows formed = *this;
   formed.dense_ = as_rows(buffer, a_, b_);
@@ -180,13 +180,11 @@ PartRows PartRows::formed_in(const at::Tensor& buffer, int64_t tile_elements) co
     read(0, a_, buffer);
     return formed;
   }
-  // A row's bits do not depend on the tile it is formed in.
-  const int64_t tile = tile_rows(a_, b_, tile_elements, at::get_num_threads()), tiles = (a_ + tile - 1) / tile;
-  at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+  // One product for each thread, which packs X once. A row's bits do not depend on the rows it is formed with.
+  const int64_t rows = (a_ + at::get_num_threads() - 1) / at::get_num_threads();
+  at::parallel_for(0, a_, rows, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;
-    for_tiles(begin, end, tiles, a_, tile, [&](int64_t first, int64_t count) {
-      read(first, count, formed.dense_.narrow(0, first, count).view({-1}));
-    });
+    read(begin, end - begin, formed.dense_.narrow(0, begin, end - begin).view({-1}));
   });
   return formed;
 }

@@ -61,8 +61,8 @@ class PartRows {
   at::Tensor read(int64_t begin, int64_t count, const at::Tensor& scratch) const;
   // The same rows with factors, and so results, in fp32.
   PartRows widened() const;
-  // The same rows, formed in `buffer`, of a * b elements of dtype() at least, tile by tile; as they are if G is dense.
-  PartRows formed_in(const at::Tensor& buffer, int64_t tile_elements) const;
+  // The same rows, formed in `buffer`, of a * b elements of dtype() at least; as they are if G is dense.
+  PartRows formed_in(const at::Tensor& buffer) const;
 
  private:
   int64_t a_, b_;
@@ -88,7 +88,7 @@ class PartGradient {
   // Whether the T x T matrices are the cheaper way to the norms.
   bool by_gram() const;
   // From now on norms and rows come from G as a whole, formed in `buffer` (PartRows::formed_in).
-  void form_in(const at::Tensor& buffer) { rows_ = rows_.formed_in(buffer, tile_elements_); }
+  void form_in(const at::Tensor& buffer) { rows_ = rows_.formed_in(buffer); }
 
   // tall: G Pᵀ [a, r]; wide: P G [r, b]; p is [r, smaller side] fp32.
   at::Tensor project(const at::Tensor& p) const;
