@@ -11,9 +11,9 @@ import statistics
 import subprocess
 import sys
 
-# What `lathe` sets for itself (docs/decisions/0004-short-spin.md); transformers runs as it comes.
-OURS = {"GOMP_SPINCOUNT": "5000"}
-OURS_TRAIN = {"GOMP_SPINCOUNT": "50000"}
+# What `lathe` sets for itself (apps/lathe/torch_commands.cpp); transformers runs as it comes.
+OURS = {"GOMP_SPINCOUNT": "5000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+OURS_TRAIN = {**OURS, "GOMP_SPINCOUNT": "50000"}
 HERE = pathlib.Path(__file__).resolve().parent
 
 

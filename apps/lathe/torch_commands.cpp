@@ -23,8 +23,14 @@ void spin_briefly(bool trains) {
   ::setenv("GOMP_SPINCOUNT", trains ? "50000" : "5000", 0);
 }
 
+// glibc reads this one before main(), too: large blocks of its heap then come in huge pages (base/heap.h).
+void ask_for_huge_pages() {
+  ::setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", 0);
+}
+
 int become(const CLI::App& command) {
   spin_briefly(command.get_name() == "train");
+  ask_for_huge_pages();
   std::error_code error;
   const auto program = std::filesystem::read_symlink("/proc/self/exe", error).replace_filename("lathe-torch");
   std::vector<std::string> words = command.remaining();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/heap.h"
 #include "base/log.h"
 #include "checkpoint/model_dir.h"
 #include "gpu/device.h"
@@ -126,7 +127,10 @@ Status Learner::run(std::stop_token stop) {
         queue_.pop_front();
       }
     }
-    if (work) work();
+    if (work) {
+      work();
+      give_back_heap();
+    }
     sync_if_due();
   }
   std::deque<Work> left;
