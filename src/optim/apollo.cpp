@@ -8,6 +8,8 @@
 #include <limits>
 
 #include "gpu/device.h"
+#include "kernels/adam.h"
+#include "kernels/squares.h"
 #include "optim/gpu_writer.h"
 
 namespace lathe::optim {
@@ -66,23 +68,45 @@ at::Tensor projection(const OptimizerConfig& config, int64_t rank, int64_t m, bo
 
 namespace {
 
-// Moves the moments on by R, measures R̃ and R, as a whole or channel by channel.
-void measure_moments(const at::Tensor& r, const PartGradient& gradient, const SquaredNorms& norms,
-                     Granularity granularity, const Moments& moments, const OptimizerConfig& config,
-                     ApolloMeasure& measure) {
+// R̃; measure.m and .v become the moments moved on by R.
+at::Tensor move_moments(const at::Tensor& r, const Moments& moments, const OptimizerConfig& config,
+                        ApolloMeasure& measure) {
+  if (r.is_cpu() && !config.official_compat) {
+    at::Tensor adam = r.clone(at::MemoryFormat::Contiguous);
+    measure.m = moments.m.defined() ? moments.m.clone() : at::zeros_like(adam);
+    measure.v = moments.m.defined() ? moments.v.clone() : at::zeros_like(adam);
+    kernels::adam_direction(adam.data_ptr<float>(), measure.m.data_ptr<float>(), measure.v.data_ptr<float>(),
+                            adam.numel(), adam_coefficients(config, moments.updates + 1));
+    return adam;
+  }
   measure.m = (1 - config.beta1) * r;
   measure.v = (1 - config.beta2) * r * r;
   if (moments.m.defined()) {
     measure.m += config.beta1 * moments.m;
     measure.v += config.beta2 * moments.v;
   }
+  if (config.official_compat) return measure.m / (measure.v.sqrt() + config.epsilon);
   const BiasCorrection correction = bias_correction(config, moments.updates + 1);
-  const bool compat = config.official_compat;
-  const at::Tensor adam =
-      compat ? measure.m / (measure.v.sqrt() + config.epsilon)
-             : correction.first * measure.m / ((correction.second * measure.v).sqrt() + config.epsilon);
+  return correction.first * measure.m / ((correction.second * measure.v).sqrt() + config.epsilon);
+}
 
-  const double tiny = compat ? kOfficialEpsilon : 0;
+double norm_of(const at::Tensor& t) {
+  double squares = 0;
+  kernels::row_squares(t.const_data_ptr<float>(), 1, t.numel(), &squares);
+  return std::sqrt(squares);
+}
+
+// Moves the moments on by R, measures R̃ and R, as a whole or channel by channel.
+void measure_moments(const at::Tensor& r, const PartGradient& gradient, const SquaredNorms& norms,
+                     Granularity granularity, const Moments& moments, const OptimizerConfig& config,
+                     ApolloMeasure& measure) {
+  const at::Tensor adam = move_moments(r, moments, config, measure);
+  if (r.is_cpu() && r.is_contiguous() && granularity == Granularity::kTensor && !config.official_compat) {
+    // A tensor operation takes longer than the few numbers of a small matrix do.
+    measure.numbers = at::tensor({norms.total(), norm_of(adam), norm_of(r), 0.0}, at::kDouble);
+    return;
+  }
+  const double tiny = config.official_compat ? kOfficialEpsilon : 0;
   at::Tensor scaled = at::zeros_like(norms.sum);
   if (granularity == Granularity::kChannel) {
     // Channels lie along the larger side, which is the first of R if G is tall.
