@@ -3,7 +3,7 @@
 // Why: glibc gives freed memory back to the system and fetches it again, page by page and cleared, for the next layer:
 // a tenth of the time of a training step on a CPU. Here what was freed stays with the process until it is given back as
 // a whole. Together with huge pages, which glibc asks for only if the environment says so before it starts
-// (apps/lathe), a step of SmolLM2 takes 5 thousand page faults instead of 80 thousand, and its peak is 5 % higher.
+// (apps/lathe), six steps of SmolLM2 take 5,000 page faults instead of 500,000, and their peak is 5 % higher.
 // bench/cpu_bench.cpp shows it.
 #pragma once
 
