@@ -39,7 +39,8 @@ inline void write_model(io::Env& env, const std::string& directory, const TestMo
       infos.push_back(
           {.name = tensor->name, .dtype = Dtype::kU8, .shape = {static_cast<int64_t>(tensor->bytes.size())}});
       data += tensor->bytes;
-      index += (index.empty() ? "" : ",") + ("\"" + tensor->name + "\":\"" + file + "\"");
+      if (!index.empty()) index += ",";
+      index += "\"" + tensor->name + "\":\"" + file + "\"";
     }
     write_file(env, directory + "/" + file, format_header(infos, {}) + data);
   }

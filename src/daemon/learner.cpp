@@ -256,7 +256,9 @@ std::string megabytes(uint64_t bytes) {
 // serving goes on. A correction has an optimizer of its own, which ends with it: no state of it belongs to the version.
 Result<api::SyncResult> Learner::sync_now() {
   last_sync_ = Clock::now();
-  if (torn_) return internal("a commit ended half-way, and the weights' server is gone: there is no version to sync");
+  if (torn_)
+    return internal(
+        "a change of the weights ended half-way: there is no version to sync; start again from the directory");
   if (version_ == synced_version_) return api::SyncResult{.version = version_};
   checkpoint::SyncOptions options{.record = {.kind = "learn",
                                              .note = std::to_string(unsynced_jobs_) + " corrections, " +
@@ -285,6 +287,8 @@ Result<api::SyncResult> Learner::roll_back_now(std::optional<int64_t> target) {
   const checkpoint::SyncReport report = LATHE_TRY(checkpoint::rollback(env_, directory_, target, last_number_ + 1));
   const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env_, directory_));
   last_number_ = synced_version_ = report.version;
+  // Nothing is changed by what cannot be read; version_ differs from the directory's, so the next sync goes on from it.
+  LATHE_TRY(loaded_.store->check_reload(dir).at("the directory was rolled back, the served weights were not"));
   if (holder_) LATHE_TRY(holder_->begin());
   Status reloaded;
   {
@@ -294,7 +298,11 @@ Result<api::SyncResult> Learner::roll_back_now(std::optional<int64_t> target) {
   }
   if (reloaded.ok() && holder_) reloaded = holder_->end(report.version);
   if (!reloaded.ok()) {
-    if (holder_) take_back(/*whole=*/false);
+    if (holder_) {
+      take_back(/*whole=*/false);
+    } else {
+      torn_ = true;
+    }
     return reloaded.error();
   }
   if (holder_) LATHE_TRY(holder_->durable());

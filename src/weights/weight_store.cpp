@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "checkpoint/model_dir.h"
@@ -25,6 +26,15 @@ Result<at::ScalarType> scalar_type(const checkpoint::TensorInfo& info) {
       return unsupported("tensor " + info.name + " has dtype " + std::string(checkpoint::dtype_name(info.dtype)) +
                          "; weights must be BF16 or F32");
   }
+}
+
+constexpr size_t kPieceBytes = size_t{4} << 20;
+
+// That the directory holds as many bytes of a part as the store does.
+Status check_size(const checkpoint::ModelDir& dir, const Part& part) {
+  const checkpoint::TensorInfo* info = dir.find(part.name);
+  if (info && info->size() == part.data.nbytes()) return {};
+  return corruption("the directory's tensor " + part.name + " is not the one that was loaded");
 }
 
 // The checkpoint's entry for a part, with the shape the model needs.
@@ -131,12 +141,24 @@ Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span
   return store;
 }
 
+Status WeightStore::check_reload(const checkpoint::ModelDir& dir) const {
+  std::vector<std::byte> piece(kPieceBytes);
+  for (const Parameter& parameter : parameters_) {
+    for (const Part& part : parameter.parts) {
+      LATHE_TRY(check_size(dir, part));
+      for (size_t begin = 0; begin < part.data.nbytes(); begin += piece.size()) {
+        const size_t count = std::min(piece.size(), part.data.nbytes() - begin);
+        LATHE_TRY(dir.read(part.name, begin, {piece.data(), count}));
+      }
+    }
+  }
+  return {};
+}
+
 Status WeightStore::reload(const checkpoint::ModelDir& dir) {
   for (const Parameter& parameter : parameters_) {
     for (const Part& part : parameter.parts) {
-      const checkpoint::TensorInfo* info = dir.find(part.name);
-      if (!info || info->size() != part.data.nbytes())
-        return corruption("the directory's tensor " + part.name + " is not the one that was loaded");
+      LATHE_TRY(check_size(dir, part));
       const at::Tensor host = part.data.is_cpu() ? part.data : at::empty_like(part.data, at::kCPU);
       LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(host.mutable_data_ptr()), host.nbytes()}));
       if (!part.data.is_cpu()) part.data.copy_(host);

@@ -77,6 +77,10 @@ class WeightStore {
   void add(const std::string& name, at::Tensor data, const std::vector<std::pair<std::string, int64_t>>& parts,
            bool vocabulary);
 
+  // Whether reload() will find every tensor and can read it: reads all of them, a piece at a time, and changes nothing.
+  // Needs no Gate. What was read waits in the system's cache, if it has room, so that reload() holds the Gate shortly.
+  Status check_reload(const checkpoint::ModelDir& dir) const;
+
   // Reads all weights again, in place, from a directory with the same tensors. Hold the Gate alone. On failure some
   // weights may already be replaced: read again from a good directory.
   Status reload(const checkpoint::ModelDir& dir);
