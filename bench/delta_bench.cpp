@@ -1,7 +1,8 @@
 // What a sync costs: bytes of a delta file beside the usual ways, the entropy bound, and the codec's speed per core.
 //
-// usage: delta_bench MODEL.safetensors TRACE_DIR     the table over TRACE_DIR/LEARNING_RATE/STEPS.safetensors
-//        delta_bench synthetic                       normal weights moved by normal steps, for machines without a trace
+// usage: delta_bench MODEL.safetensors TRACE_DIR [LEARNING_RATE/STEPS]
+//                                  the table over TRACE_DIR/LEARNING_RATE/STEPS.safetensors, or one row of it
+//        delta_bench synthetic     normal weights moved by normal steps, for machines without a trace
 // bench/delta.sh makes the trace and runs the first. Speeds are of one thread, in bytes of weights per second of its
 // processor time, best of three: encoding hashes both sides, compares, codes and checksums; decoding checks, decodes
 // and hashes. Reading and writing files is not in them.
@@ -236,7 +237,7 @@ Status print_row(const std::string& name, const FileLayout& layout, View before,
   return {};
 }
 
-Status run_trace(const std::string& model, const std::string& trace) {
+Status run_trace(const std::string& model, const std::string& trace, const std::string& only) {
   io::Env& env = io::posix_env();
   const auto file = LATHE_TRY(env.map(model));
   const Bytes before(file->bytes().begin(), file->bytes().end());
@@ -245,7 +246,9 @@ Status run_trace(const std::string& model, const std::string& trace) {
   print_head(copy_rate(before));
   for (const char* rate : {"1e-6", "1e-5", "1e-4"}) {
     for (const char* steps : {"1", "10", "60"}) {
-      const auto after = LATHE_TRY(env.map(trace + "/" + rate + "/" + steps + ".safetensors"));
+      const std::string row = std::string(rate) + "/" + steps;
+      if (!only.empty() && row != only) continue;
+      const auto after = LATHE_TRY(env.map(trace + "/" + row + ".safetensors"));
       const Bytes bytes(after->bytes().begin(), after->bytes().end());
       if (bytes.size() != before.size()) return invalid_argument("the trace is of another model than " + model);
       LATHE_TRY(print_row(std::string("lr ") + rate + ", " + steps + " steps", layout, before, bytes));
@@ -281,12 +284,13 @@ Status run_synthetic() {
 
 int main(int argc, char** argv) {
   const bool synthetic = argc == 2 && std::strcmp(argv[1], "synthetic") == 0;
-  if (!synthetic && argc != 3) {
-    std::fprintf(stderr, "usage: delta_bench MODEL.safetensors TRACE_DIR | delta_bench synthetic\n");
+  if (!synthetic && argc != 3 && argc != 4) {
+    std::fprintf(stderr,
+                 "usage: delta_bench MODEL.safetensors TRACE_DIR [LEARNING_RATE/STEPS] | delta_bench synthetic\n");
     return 2;
   }
-  const lathe::Status done =
-      synthetic ? lathe::checkpoint::run_synthetic() : lathe::checkpoint::run_trace(argv[1], argv[2]);
+  const lathe::Status done = synthetic ? lathe::checkpoint::run_synthetic()
+                                       : lathe::checkpoint::run_trace(argv[1], argv[2], argc == 4 ? argv[3] : "");
   if (done.ok()) return 0;
   std::fprintf(stderr, "delta_bench: %s\n", done.error().message.c_str());
   return 1;

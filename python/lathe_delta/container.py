@@ -99,9 +99,9 @@ class Delta:
     def _read_header(self, cursor, checksum):
         if cursor.take(8) != b"LATHEdlt":
             raise Corrupt("not a delta: its first bytes are others")
-        version, size = cursor.fields("II")
-        if version != 1:
-            raise Corrupt(f"format version {version} is unknown")
+        self.format, size = cursor.fields("II")
+        if self.format not in (1, 2):
+            raise Corrupt(f"format version {self.format} is unknown")
         if not 56 <= size <= len(cursor.data):
             raise Corrupt("its header is damaged")
         header, stored = cursor.data[: size - 8], Cursor(cursor.data[size - 8 : size]).fields("Q")

@@ -17,6 +17,9 @@ class Cursor:
         self.at += count
         return self.data[self.at - count : self.at]
 
+    def rest(self):
+        return self.take(len(self.data) - self.at)
+
     def fields(self, form):
         """One value, or a tuple of several, of a struct format."""
         values = struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))

@@ -35,7 +35,7 @@ def other_side(delta, tile, known, forward=True):
     if found != left:
         raise Conflict(f"{delta.describe(tile)} has other bytes than the delta was made from")
     try:
-        out = decode_payload(delta.files[tile.file].tile_parts(tile.tile), known, delta.payload(tile), forward)
+        out = decode_payload(delta.files[tile.file].tile_parts(tile.tile), known, delta.payload(tile), forward, delta.format)
     except Corrupt as error:
         raise Corrupt(f"{delta.describe(tile)}: {error}") from None
     if hash_tile(out) != reached:

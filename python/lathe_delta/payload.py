@@ -3,7 +3,7 @@
 import numpy as np
 
 from .cursor import Corrupt, Cursor
-from .symbols import numbers_of, read_stream
+from .symbols import Bits, numbers_of, read_stream
 
 BLOCK = 512  # bytes: what is left out of a part or coded
 
@@ -12,18 +12,18 @@ ELEMENTS = {0: (1, None), 1: (2, None), 2: (4, None), 3: (2, 7), 4: (2, 10), 5: 
 ELEMENT_SIZES = {kind: size for kind, (size, _) in ELEMENTS.items()}
 
 
-def decode_payload(parts, known, payload, forward=True):
-    """The other state of a tile whose bytes are `known`; parts as of Layout.tile_parts. Raises Corrupt."""
+def decode_payload(parts, known, payload, forward=True, version=2):
+    """The other state of a tile whose bytes are `known`; parts as of Layout.tile_parts; the format's version. Raises Corrupt."""
     cursor, pieces, at = Cursor(payload), [], 0
     for kind, size in parts:
-        pieces.append(_decode_part(cursor, kind, known[at : at + size], forward))
+        pieces.append(_decode_part(cursor, kind, known[at : at + size], forward, version))
         at += size
     if not cursor.done():
         raise Corrupt("something stands behind a payload")
     return b"".join(pieces)
 
 
-def _decode_part(cursor, kind, known, forward):
+def _decode_part(cursor, kind, known, forward, version):
     mode = cursor.fields("B")
     if mode == 0:
         return bytes(known)
@@ -34,7 +34,15 @@ def _decode_part(cursor, kind, known, forward):
     elements = Elements(kind, known)
     coded = _coded_elements(cursor, len(known), elements)
     elements.choose(coded, cursor.fields("BB") if elements.mantissa else (0, 0))
-    steps = (_sparse_steps if mode == 1 else _dense_steps)(cursor, elements, forward)
+    contexts = elements.contexts()
+    if elements.mantissa is not None and (mode == 2 or version > 1):
+        crossings = Cursor(cursor.take(cursor.varint()))
+        if not forward and not crossings.done():
+            contexts = _contexts_before(crossings, elements, contexts, version)
+    if mode == 1:
+        steps = _sparse_steps(cursor, contexts, elements.last + 1, version)
+    else:
+        steps = _unzigzag(numbers_of(*read_stream(cursor, contexts)))
     return elements.moved(steps if forward else -steps)
 
 
@@ -96,55 +104,57 @@ def _unzigzag(numbers):
     return np.where(numbers & 1, -(numbers >> 1) - 1, numbers >> 1)
 
 
-def _sparse_steps(cursor, elements, forward):
-    """Lists of the changed elements: per context, and one of those whose context changes."""
-    lists = elements.last + 2
+def _sparse_steps(cursor, contexts, lists, version):
+    """Lists of the changed elements, one per context. In version 1 also one of those whose context changes."""
+    by_context = lists
+    lists += version == 1
     counts, scales = [], []
     for _ in range(lists):
         counts.append(cursor.varint())
         scales.append(cursor.fields("B") if counts[-1] else 0)
-    if sum(counts) > len(elements.chosen) or max(scales) >= 64:
+    if sum(counts) > len(contexts) or max(scales) >= 64:
         raise Corrupt("its lists of changes contradict themselves")
     scale = np.repeat(scales, counts).astype(np.int64)
     shift = np.where(scale < 4, 0, (scale - 4) // 2)
     symbols, extra = read_stream(cursor, np.where(scale < 4, scale, 4 + scale % 2))
     gaps = numbers_of(symbols, extra, shift)
     number = np.arange(lists)
-    symbols, extra = read_stream(cursor, np.repeat(np.where(number == lists - 1, 0, number), counts))
+    symbols, extra = read_stream(cursor, np.repeat(number % by_context, counts))
     values = _unzigzag(numbers_of(symbols, extra) + 1)
 
-    steps = np.zeros(len(elements.chosen), np.int64)
+    steps = np.zeros(len(contexts), np.int64)
     ends = np.cumsum(counts)
     crossed = np.zeros(len(steps), bool)
-    contexts = elements.contexts()
-    for c in [lists - 1, *range(lists - 1)]:  # the last list first: the others do not count its elements
+    for c in [*range(by_context, lists), *range(by_context)]:  # that list first: the others do not count its elements
         begin, end = ends[c] - counts[c], ends[c]
-        among = np.arange(len(steps)) if c == lists - 1 else np.flatnonzero((contexts == c) & ~crossed)
+        among = np.arange(len(steps)) if c == by_context else np.flatnonzero((contexts == c) & ~crossed)
         places = np.cumsum(gaps[begin:end] + 1) - 1
         if len(places) and places[-1] >= len(among):
             raise Corrupt("a list of changes reaches beyond the part")
         steps[among[places]] = values[begin:end]
-        if c == lists - 1:
+        if c == by_context:
             crossed[among[places]] = True
     return steps
 
 
-def _dense_steps(cursor, elements, forward):
-    """A symbol for every element."""
-    contexts = elements.contexts()
-    if elements.mantissa is not None:
-        crossings = Cursor(cursor.take(cursor.varint()))
-        if not forward:
-            contexts = _contexts_before(crossings, elements, contexts)
-    symbols, extra = read_stream(cursor, contexts)
-    return _unzigzag(numbers_of(symbols, extra))
-
-
-def _contexts_before(cursor, elements, contexts):
+def _contexts_before(cursor, elements, contexts, version):
     """The contexts that the elements had in the state before, from those after and the crossings."""
-    if cursor.done():
-        return contexts
-    present = cursor.varint()
+    before, present = contexts.copy(), cursor.varint()
+    if present >> 32:
+        raise Corrupt("its crossings contradict themselves")
+    if present:
+        _near_crossings(cursor, present, elements, contexts, before)
+    if version > 1:
+        _far_crossings(cursor, before)
+    if not cursor.done():
+        raise Corrupt("something stands behind its crossings")
+    if ((before < 0) | (before > elements.last)).any():
+        raise Corrupt("a crossing from a context that does not exist")
+    return before
+
+
+def _near_crossings(cursor, present, elements, contexts, before):
+    """Symbols of the elements close to an edge."""
     limits = np.zeros(32, np.int64)  # steps
     for c in range(32):
         if present >> c & 1:
@@ -153,7 +163,7 @@ def _contexts_before(cursor, elements, contexts):
                 raise Corrupt("a crossing from too far")
             limits[c] = 1 << (code - 1)
     reach, coarseness = cursor.fields("BB")
-    if present >> 32 or coarseness > 4:
+    if coarseness > 4:
         raise Corrupt("its crossings contradict themselves")
 
     magnitude = elements.chosen & ~elements.sign
@@ -167,13 +177,22 @@ def _contexts_before(cursor, elements, contexts):
     # floor(2 log2 d) is the number of bits of d squared, less one.
     height = np.array([int(x).bit_length() - 1 for x in d * d], np.int64) + 2 * after
     k = np.clip(reach - height, 0, 15) >> coarseness
-    symbols, extra = read_stream(cursor, 2 * k + side)
-    if not cursor.done():
-        raise Corrupt("something stands behind its crossings")
-    t = _unzigzag(numbers_of(symbols, extra))
-    before = np.where(side == 1, after - t, after + t)
-    if ((before < 0) | (before > elements.last)).any():
-        raise Corrupt("a crossing from a context that does not exist")
-    contexts = contexts.copy()
-    contexts[candidates] = before
-    return contexts
+    t = _unzigzag(numbers_of(*read_stream(cursor, 2 * k + side)))
+    before[candidates] = np.where(side == 1, after - t, after + t)
+
+
+def _far_crossings(cursor, before):
+    """A list of those that came from farther."""
+    count = cursor.varint()
+    if count == 0:
+        return
+    shift, place = cursor.fields("B"), -1
+    bits = Bits(cursor.rest())
+    for _ in range(count):
+        gap = (bits.next_gamma() - 1) << shift
+        place += 1 + (gap | bits.next(shift))
+        if place >= len(before):
+            raise Corrupt("a crossing lies behind the last element")
+        before[place] += _unzigzag(np.int64(bits.next_gamma()))
+    if not bits.exhausted():
+        raise Corrupt("the list of crossings does not end where it should")

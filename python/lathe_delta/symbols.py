@@ -7,6 +7,7 @@ from .cursor import Corrupt, Cursor
 LOWEST_STATE = 1 << 16
 CONTEXTS = 32
 SYMBOLS = 128
+SAME_TABLE = 255
 
 
 def read_stream(cursor, contexts):
@@ -50,17 +51,21 @@ def _read_tables(cursor, precision):
     if present >> CONTEXTS:
         raise Corrupt("a symbol stream has too many contexts")
     tables = [([total], [0], bytes(total))] * CONTEXTS  # without a table: symbol 0 only
+    frequency = None
     for context in range(CONTEXTS):
         if present >> context & 1:
-            frequency = _read_table(cursor, total)
+            frequency = _read_table(cursor, total, frequency)
             symbol_at = np.repeat(np.arange(SYMBOLS, dtype=np.uint8), frequency)
             tables[context] = frequency.tolist(), (np.cumsum(frequency) - frequency).tolist(), symbol_at.tobytes()
     return tables
 
 
-def _read_table(cursor, total):
+def _read_table(cursor, total, before):
+    """The next table; `before` is that of the context before which has one."""
     frequency = np.zeros(SYMBOLS, np.int64)
     count = cursor.fields("B")
+    if count == SAME_TABLE and before is not None:
+        return before
     if count > 0:
         main, runs = 0, 1
     else:
@@ -83,10 +88,28 @@ def _read_table(cursor, total):
 
 
 class Bits:
-    """Extra bits, lowest first."""
+    """Bits, lowest first."""
 
     def __init__(self, data):
-        self.bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+        self.bits, self.at = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little"), 0
+
+    def next(self, width):
+        """One number of so many bits."""
+        if width > len(self.bits) - self.at:
+            raise Corrupt("it has too few bits")
+        bits = self.bits[self.at : self.at + width]
+        self.at += width
+        return sum(int(bit) << i for i, bit in enumerate(bits))
+
+    def next_gamma(self):
+        """One number in Elias's gamma code: zeros, a one, and as many bits as there were zeros."""
+        zeros = 0
+        while not self.next(1):
+            zeros += 1
+        return 1 << zeros | self.next(zeros)
+
+    def exhausted(self):
+        return len(self.bits) - self.at < 8 and not self.bits[self.at :].any()
 
     def take(self, widths):
         """The next numbers, of so many bits each."""

@@ -25,9 +25,8 @@ uint32_t low_bits(uint32_t bits) {
   return (1U << bits) - 1;
 }
 
-// Steps of elements that cross are as wide as those of the smallest numbers; not worth a table of their own.
-uint8_t number_context(uint32_t list, uint32_t contexts) {
-  return static_cast<uint8_t>(list == contexts ? 0 : list);
+Error behind_the_end() {
+  return corruption("a change lies behind the last element");
 }
 
 uint32_t scale_of(std::span<const uint32_t> gaps) {
@@ -37,28 +36,19 @@ uint32_t scale_of(std::span<const uint32_t> gaps) {
   return static_cast<uint32_t>(2 * std::log2(mean + 1));
 }
 
-Error behind_the_end() {
-  return corruption("a change lies behind the last element");
-}
-
 }  // namespace
 
 void ChangeCoder::find_gaps(const Begins& begins, std::span<const uint8_t> before, uint32_t contexts) {
   unchanged_.assign(words_for(before.size()), ~uint64_t{0});
   kind_.resize(unchanged_.size());
   ranks_.resize(unchanged_.size());
-  for (const uint32_t i : std::span(elements_).first(begins[contexts + 1]))
+  for (const uint32_t i : std::span(elements_).first(begins[contexts]))
     unchanged_[i / 64] &= ~(uint64_t{1} << (i % 64));
   for (uint32_t c = 0; c < contexts; ++c) {
     const std::span elements(&elements_[begins[c]], begins[c + 1] - begins[c]);
     if (elements.empty()) continue;
     equal_bits(before, static_cast<uint8_t>(c), kind_.data());
     gaps_of(kind_, unchanged_, elements, ranks_, &gaps_[begins[c]]);
-  }
-  uint32_t next = 0;
-  for (size_t k = begins[contexts]; k < begins[contexts + 1]; ++k) {
-    gaps_[k] = elements_[k] - next;
-    next = elements_[k] + 1;
   }
 }
 
@@ -70,16 +60,15 @@ void ChangeCoder::write(std::vector<std::byte>& out) {
 
 void ChangeCoder::encode(std::span<const Change> changes, std::span<const uint8_t> before, uint32_t contexts,
                          std::vector<std::byte>& out) {
-  const auto list_of = [contexts](const Change& change) { return std::min(change.list, contexts); };
   Begins begins{};
-  for (const Change& change : changes) ++begins[list_of(change) + 1];
-  for (uint32_t c = 0; c <= contexts; ++c) begins[c + 1] += begins[c];
+  for (const Change& change : changes) ++begins[change.context + 1];
+  for (uint32_t c = 0; c < contexts; ++c) begins[c + 1] += begins[c];
   elements_.resize(changes.size() + 1);  // one more, so that the address of an empty last list exists
   numbers_.resize(changes.size() + 1);
   gaps_.resize(changes.size() + 1);
   Begins next = begins;
   for (const Change& change : changes) {
-    const uint32_t k = next[list_of(change)]++;
+    const uint32_t k = next[change.context]++;
     elements_[k] = change.element;
     numbers_[k] = change.number - 1;
   }
@@ -87,7 +76,7 @@ void ChangeCoder::encode(std::span<const Change> changes, std::span<const uint8_
 
   pairs_.resize(changes.size());
   extra_.clear();
-  for (uint32_t c = 0; c <= contexts; ++c) {
+  for (uint32_t c = 0; c < contexts; ++c) {
     const std::span gaps(&gaps_[begins[c]], begins[c + 1] - begins[c]);
     append_varint(out, gaps.size());
     if (gaps.empty()) continue;
@@ -102,67 +91,73 @@ void ChangeCoder::encode(std::span<const Change> changes, std::span<const uint8_
   write(out);
 
   extra_.clear();
-  for (uint32_t c = 0; c <= contexts; ++c) {
+  for (uint32_t c = 0; c < contexts; ++c) {
     for (uint32_t k = begins[c]; k < begins[c + 1]; ++k) {
       const uint32_t symbol = symbol_of(numbers_[k]);
-      pairs_[k] = pair_of(number_context(c, contexts), symbol);
+      pairs_[k] = pair_of(c, symbol);
       if (const uint32_t bits = extra_bits(symbol); bits > 0) extra_.put(numbers_[k] & low_bits(bits), bits);
     }
   }
   write(out);
 }
 
-// From gaps to elements, list by list. Takes the elements of the last list out of `known`, for the others.
-Status ChangeCoder::place(const Begins& begins, std::span<uint8_t> known, uint32_t contexts) {
+Status ChangeCoder::place_crossed(const Begins& begins, std::span<uint8_t> before, uint32_t contexts) {
   constexpr uint8_t kNoContext = 255;
-  elements_.resize(gaps_.size());
   uint64_t next = 0;
   for (size_t k = begins[contexts]; k < begins[contexts + 1]; ++k) {
     next += gaps_[k];
-    if (next >= known.size()) return behind_the_end();
-    known[next] = kNoContext;
+    if (next >= before.size()) return behind_the_end();
+    before[next] = kNoContext;
     elements_[k] = static_cast<uint32_t>(next++);
   }
-  kind_.resize(words_for(known.size()));
+  return {};
+}
+
+// From gaps to elements, list by list.
+Status ChangeCoder::place(const Begins& begins, std::span<const uint8_t> before, uint32_t contexts) {
+  kind_.resize(words_for(before.size()));
   for (uint32_t c = 0; c < contexts; ++c) {
     const size_t begin = begins[c], size = begins[c + 1] - begin;
     if (size == 0) continue;
-    equal_bits(known, static_cast<uint8_t>(c), kind_.data());
+    equal_bits(before, static_cast<uint8_t>(c), kind_.data());
     if (checkpoint::place(kind_, std::span(gaps_).subspan(begin, size), &elements_[begin]) != size)
       return behind_the_end();
   }
   return {};
 }
 
-Status ChangeCoder::decode(std::span<const std::byte>& in, std::span<uint8_t> known, uint32_t contexts,
-                           uint32_t alphabet, std::vector<Change>& changes) {
+Status ChangeCoder::decode(std::span<const std::byte>& in, std::span<uint8_t> before, uint32_t contexts,
+                           uint32_t alphabet, std::vector<Change>& changes, uint32_t format) {
+  const uint32_t lists = format == 1 ? contexts + 1 : contexts;
   Begins begins{};
   std::array<uint8_t, kContexts + 1> remainders{};
   contexts_.clear();
   number_contexts_.clear();
-  for (uint32_t c = 0; c <= contexts; ++c) {
+  for (uint32_t c = 0; c < lists; ++c) {
     const uint64_t count = LATHE_TRY(take_varint(in));
-    if (count > known.size() - begins[c]) return corruption("more elements changed than there are");
+    if (count > before.size() - begins[c]) return corruption("more elements changed than there are");
     const uint32_t scale = count > 0 ? uint32_t{LATHE_TRY(take<uint8_t>(in))} : 0;
     if (scale > kMaxScale) return corruption("a list of changes has an impossible scale");
     remainders[c] = static_cast<uint8_t>(remainder_bits(scale));
     begins[c + 1] = begins[c] + static_cast<uint32_t>(count);
     contexts_.resize(begins[c + 1], gap_context(scale));
-    number_contexts_.resize(begins[c + 1], number_context(c, contexts));
+    number_contexts_.resize(begins[c + 1], static_cast<uint8_t>(c % contexts));
   }
   symbols_.resize(contexts_.size());
   gaps_.resize(contexts_.size());
   BitReader gap_bits(LATHE_TRY(decoder_.decode(in, kGapAlphabet, contexts_, symbols_)));
-  for (uint32_t c = 0; c <= contexts; ++c) {
+  for (uint32_t c = 0; c < lists; ++c) {
     const uint32_t remainder = remainders[c];
     for (size_t k = begins[c]; k < begins[c + 1]; ++k) {
       const uint64_t quotient = number_of(symbols_[k], gap_bits.get(extra_bits(symbols_[k])));
       const uint64_t gap = quotient << remainder | gap_bits.get(remainder);
-      if (gap >= known.size()) return behind_the_end();
+      if (gap >= before.size()) return behind_the_end();
       gaps_[k] = static_cast<uint32_t>(gap);
     }
   }
-  LATHE_TRY(place(begins, known, contexts));
+  elements_.resize(gaps_.size());
+  if (lists > contexts) LATHE_TRY(place_crossed(begins, before, contexts));
+  LATHE_TRY(place(begins, before, contexts));
   BitReader number_bits(LATHE_TRY(decoder_.decode(in, alphabet, number_contexts_, symbols_)));
   changes.resize(symbols_.size());
   for (size_t k = 0; k < symbols_.size(); ++k)

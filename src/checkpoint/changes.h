@@ -2,9 +2,8 @@
 // the price of the changes and not of the elements.
 //
 // Per context there is a list of its changed elements, each by the number of unchanged elements of the same context
-// since the last. An element whose context itself changes is in one more list, by its place among all elements, and no
-// other list counts it: so a reader that knows the old values and one that knows the new ones see the same contexts
-// wherever they look.
+// since the last. Contexts are those before; a reader that knows the new values first learns which others there were
+// (crossings.h).
 // Threads: one at a time.
 // Format page: docs/formats/delta.md, "Changes".
 #pragma once
@@ -23,8 +22,7 @@ namespace lathe::checkpoint {
 struct Change {
   uint32_t element = 0;
   uint32_t number = 0;  // the zigzagged step; not 0
-  uint32_t list = 0;    // the context before and after, or kCrossed if they differ
-  static constexpr uint32_t kCrossed = kContexts;
+  uint32_t context = 0;
 };
 
 // Both directions, with room that is worth keeping for the next tile.
@@ -34,11 +32,10 @@ class ChangeCoder {
   void encode(std::span<const Change> changes, std::span<const uint8_t> before, uint32_t contexts,
               std::vector<std::byte>& out);
 
-  // Reads what encode() wrote from the front of `in`, which moves on. `known` are the contexts on the side that the
-  // reader has, and are used up. Numbers have symbols below `alphabet`. The changes come list by list, ascending in
-  // each.
-  Status decode(std::span<const std::byte>& in, std::span<uint8_t> known, uint32_t contexts, uint32_t alphabet,
-                std::vector<Change>& changes);
+  // Reads what encode() wrote from the front of `in`, which moves on; `before` as there, but that it is used up.
+  // Numbers have symbols below `alphabet`. The changes come list by list, ascending in each.
+  Status decode(std::span<const std::byte>& in, std::span<uint8_t> before, uint32_t contexts, uint32_t alphabet,
+                std::vector<Change>& changes, uint32_t format);
 
  private:
   // The elements of list c stand in [begins[c], begins[c + 1]).
@@ -46,7 +43,9 @@ class ChangeCoder {
 
   void find_gaps(const Begins& begins, std::span<const uint8_t> before, uint32_t contexts);
   void write(std::vector<std::byte>& out);  // pairs_ and extra_
-  Status place(const Begins& begins, std::span<uint8_t> known, uint32_t contexts);
+  // Format 1: elements of the list behind those of the contexts. Takes them out of `before`, for the others.
+  Status place_crossed(const Begins& begins, std::span<uint8_t> before, uint32_t contexts);
+  Status place(const Begins& begins, std::span<const uint8_t> before, uint32_t contexts);
 
   SymbolEncoder encoder_;
   SymbolDecoder decoder_;

@@ -38,12 +38,6 @@ ContextRange choose_range(const std::byte* values, size_t count) {
 // Bits of the symbols under the best code, and of its tables.
 double histogram_bits(const Histogram& histogram);
 
-// How to code elements, given the contexts of their old and new values and the symbols of their steps.
-struct ContextChoice {
-  bool sparse = false;  // as a list of changes (changes.h) rather than a symbol for each element
-  uint32_t merge = 0;   // how many of the lowest contexts to put together, less one
-};
-
 // Elements that left their context: how many, from one to another. The diagonal does not count.
 using Transitions = std::array<std::array<uint32_t, kContexts>, kContexts>;
 
@@ -52,9 +46,11 @@ struct Steps {
   Transitions transitions{};
 };
 
-// A rare exponent is not worth a table; and where steps are as large as the numbers, telling which exponents changed
-// costs more than exponents help. Lists are several times as fast while they are short, and a little larger.
-// `short_lists` says whether few elements have a step.
-ContextChoice choose_contexts(const Steps& steps, bool short_lists);
+// How many of the lowest contexts to put together, less one: a rare exponent is not worth a table; and where steps are
+// as large as the numbers, telling which exponents changed costs more than exponents help.
+uint32_t contexts_to_merge(const Steps& steps);
+
+// The same symbols with so many contexts merged into context 0.
+Histogram merged(const Histogram& histogram, uint32_t merge);
 
 }  // namespace lathe::checkpoint

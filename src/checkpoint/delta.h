@@ -160,6 +160,7 @@ class DeltaReader {
   std::unique_ptr<io::RandomAccessFile> file_;
   std::unique_ptr<Codecs> codecs_;
   DeltaInfo info_;
+  uint32_t format_ = 0;  // version of the file's format
   uint64_t file_bytes_ = 0;
   std::vector<FileLayout> files_;
   std::vector<DeltaTile> tiles_;

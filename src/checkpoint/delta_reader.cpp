@@ -49,11 +49,11 @@ Result<Footer> read_footer(const io::RandomAccessFile& file) {
 
 // The header's bytes behind magic, version and size, without the checksum.
 Result<std::vector<std::byte>> read_header(const io::RandomAccessFile& file, const Footer& footer,
-                                           uint64_t& header_size) {
+                                           uint64_t& header_size, uint32_t& version) {
   const std::vector<std::byte> start = LATHE_TRY(read(file, 0, 16));
   std::span<const std::byte> in(start);
   if (LATHE_TRY(take<uint64_t>(in)) != kMagic) return corruption("it does not begin as a delta file does");
-  const auto version = LATHE_TRY(take<uint32_t>(in));
+  version = LATHE_TRY(take<uint32_t>(in));
   header_size = LATHE_TRY(take<uint32_t>(in));
   if (header_size < kMinimumHeader || header_size > footer.index_offset)
     return corruption("its header has an impossible size");
@@ -61,9 +61,9 @@ Result<std::vector<std::byte>> read_header(const io::RandomAccessFile& file, con
   const uint64_t checksum = checksum64(std::span(header).first(header_size - 8));
   if (checksum != footer.header_checksum || std::memcmp(&header[header_size - 8], &checksum, 8) != 0)
     return corruption("its header is damaged");
-  if (version != kVersion)
-    return unsupported("it is of format version " + std::to_string(version) + "; this program reads version " +
-                       std::to_string(kVersion));
+  if (version < kOldestVersion || version > kVersion)
+    return unsupported("it is of format version " + std::to_string(version) + "; this program reads versions " +
+                       std::to_string(kOldestVersion) + " to " + std::to_string(kVersion));
   header.resize(header_size - 8);
   header.erase(header.begin(), header.begin() + 16);
   return header;
@@ -150,7 +150,7 @@ Result<DeltaReader> DeltaReader::open(std::unique_ptr<io::RandomAccessFile> file
   reader.file_bytes_ = reader.file_->size();
   const Footer footer = LATHE_TRY(read_footer(*reader.file_));
   uint64_t offset = 0;  // first of the header's end, then of the next payload
-  const std::vector<std::byte> header = LATHE_TRY(read_header(*reader.file_, footer, offset));
+  const std::vector<std::byte> header = LATHE_TRY(read_header(*reader.file_, footer, offset, reader.format_));
   std::span<const std::byte> in(header);
   reader.info_.from_version = LATHE_TRY(take<int64_t>(in));
   reader.info_.to_version = LATHE_TRY(take<int64_t>(in));
@@ -228,7 +228,7 @@ Status DeltaReader::decode_known(const DeltaTile& tile, Direction direction, std
     return invalid_argument(describe(tile.id) + " was given another number of bytes");
   const std::vector<std::byte> bytes = LATHE_TRY(payload(tile));
   auto codec = codecs_->take();
-  const Status done = codec->decode(tile_parts(layout, tile.id.tile), direction, known, bytes, out);
+  const Status done = codec->decode(tile_parts(layout, tile.id.tile), direction, known, bytes, out, format_);
   codecs_->give(std::move(codec));
   LATHE_TRY(Status(done).at("the delta of " + describe(tile.id)));
   if (hash_tile(out) != (direction == Direction::kForward ? tile.after : tile.before))

@@ -322,8 +322,10 @@ TEST(Delta, ImpossibleCountsAreRefusedBeforeMemoryIsAsked) {
   refused(index + 4, uint8_t{9}, "unknown mode");
   refused(footer - 65 + 4 + 4, ~uint64_t{0}, "larger than the file");  // an attachment's size
   refused(footer - 65, uint32_t{0xFFFFFFFF}, "too early");             // the length of its name
-  refused(8, uint32_t{2}, "format version 2");
-  EXPECT_EQ(open_bytes(forged(good, 8, uint32_t{2})).error().code, Code::kUnsupported);
+  for (const uint32_t version : {0U, 3U}) {
+    refused(8, version, "format version " + std::to_string(version));
+    EXPECT_EQ(open_bytes(forged(good, 8, version)).error().code, Code::kUnsupported);
+  }
 }
 
 // The whole of a large model's delta passes through; only a few tiles per thread are held.
@@ -360,10 +362,11 @@ TEST(Delta, MemoryIsBounded) {
   EXPECT_LT(peak() - at_start, 100);
 }
 
-// A delta of format version 1 as it was written when the format was fixed; python/lathe_delta reads the same one.
-TEST(Delta, TheCommittedOneIsReadForever) {
+// Deltas of each format version as they were written when it was fixed; python/lathe_delta reads the same ones.
+class CommittedDelta : public testing::TestWithParam<std::string> {};
+TEST_P(CommittedDelta, IsReadForever) {
   const std::string folder = std::string(LATHE_SOURCE_DIR) + "/tests/golden/delta";
-  const auto delta = DeltaReader::open(io::posix_env(), folder + "/0-1.dlt");
+  const auto delta = DeltaReader::open(io::posix_env(), folder + "/" + GetParam() + ".dlt");
   ASSERT_TRUE(delta.ok()) << delta.error().message;
   EXPECT_TRUE(delta->verify().ok());
   std::vector<std::string> names;
@@ -387,6 +390,8 @@ TEST(Delta, TheCommittedOneIsReadForever) {
     EXPECT_TRUE(std::equal(back.begin(), back.end(), known->begin(), known->end()));
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Delta, CommittedDelta, testing::Values("version-1", "version-2"));
 
 TEST(HashFiles, ReadsADirectoryAsItIs) {
   TestDir dir;

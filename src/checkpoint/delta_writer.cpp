@@ -113,12 +113,12 @@ Result<Encoded> DeltaWriter::Impl::encode(TileId id, const TileLoader& load, Wor
   const TileBytes bytes = LATHE_TRY(load(id, worker.before, worker.after));
   if (bytes.before.size() != size || bytes.after.size() != size)
     return invalid_argument(state.describe(id) + " was given another number of bytes");
-  Encoded encoded{.tile = {.id = id, .before = hash_tile(bytes.before)}};
+  const auto [hash_before, hash_after] = hash_tiles(bytes.before, bytes.after);
+  Encoded encoded{.tile = {.id = id, .before = hash_before, .after = hash_after}};
   if (encoded.tile.before != tile_file.tiles[id.tile])
     return Error{Code::kConflict, state.describe(id) + " no longer has the bytes that the delta starts from"};
-  if (same_bytes(bytes.before, bytes.after)) return encoded;
+  if (hash_before == hash_after) return encoded;
   encoded.changed = true;
-  encoded.tile.after = hash_tile(bytes.after);
   const std::vector<TilePart> parts = tile_parts(tile_file.layout, id.tile);
   payload.clear();
   encoded.tile.mode = worker.codec.encode(parts, bytes.before, bytes.after, payload);

@@ -10,7 +10,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include "checkpoint/entropy.h"
 #include "checkpoint/ulp.h"
@@ -27,26 +26,31 @@ struct NearEdges {
   std::array<uint32_t, kContexts> below{}, from{};
 };
 
-inline constexpr size_t kLookUpSlack = 4;
+// Per context: the least number that is rare, at most kFewSymbols.
+using RareFrom = std::array<uint8_t, kContexts>;
 
-#define LATHE_ELEMENT_LOOPS(Element)                                                                                  \
-  /* contexts[i] of values[i]. */                                                                                     \
-  void contexts_of(Element, const std::byte* values, size_t count, ContextRange range, uint8_t* contexts);            \
-  /* Bits of elements that changed. */                                                                                \
-  void changed_bits(Element, const std::byte* before, const std::byte* after, size_t count, uint64_t* bits);          \
-  /* pairs[i] of the context of before[i] and the symbol of the zigzagged step from there to after[i]; bits of        \
-     those whose symbol has extra bits, and of those whose context changes. */                                        \
-  void pairs_of(Element, const std::byte* before, const std::byte* after, size_t count, ContextRange range,           \
-                Pair* pairs, uint64_t* extra, uint64_t* crossed);                                                     \
-  /* Bits of values near an edge of their context; only of floating-point types. */                                   \
-  void near_bits(Element, const std::byte* values, size_t count, ContextRange range, const NearEdges& near,           \
-                 uint64_t* bits);                                                                                     \
-  /* table[magnitude] of the values whose bit is set, one after another; returns their end. For types of 16 bits. May \
-     write a word's number of bytes behind that; the table has kLookUpSlack bytes more. */                            \
-  uint8_t* look_up(Element, const std::byte* values, std::span<const uint64_t> bits, const uint8_t* table,            \
-                   uint8_t* out);                                                                                     \
-  /* out[i] is numbers[i] (zigzagged) steps from known[i], or that many back. */                                      \
-  void step_from(Element, const std::byte* known, const Element::Bits* numbers, size_t count, bool back,              \
+// What becomes of elements. Per element: its zigzagged step, a number; and the pair of its old context and that
+// number's symbol, if it is below kFewSymbols, else symbol 0. Bits of those whose number is rare in its context, and of
+// those whose context changes.
+template <class Element>
+struct CodedSteps {
+  typename Element::Bits* numbers;
+  Pair* pairs;
+  uint64_t *rare, *crossed;
+};
+
+#define LATHE_ELEMENT_LOOPS(Element)                                                                         \
+  /* contexts[i] of values[i]. */                                                                            \
+  void contexts_of(Element, const std::byte* values, size_t count, ContextRange range, uint8_t* contexts);   \
+  /* Bits of elements that changed. */                                                                       \
+  void changed_bits(Element, const std::byte* before, const std::byte* after, size_t count, uint64_t* bits); \
+  void steps_of(Element, const std::byte* before, const std::byte* after, size_t count, ContextRange range,  \
+                const RareFrom& rare_from, CodedSteps<Element> out);                                         \
+  /* Bits of values near an edge of their context; only of floating-point types. */                          \
+  void near_bits(Element, const std::byte* values, size_t count, ContextRange range, const NearEdges& near,  \
+                 uint64_t* bits);                                                                            \
+  /* out[i] is numbers[i] (zigzagged) steps from known[i], or that many back. */                             \
+  void step_from(Element, const std::byte* known, const Element::Bits* numbers, size_t count, bool back,     \
                  std::byte* out);
 LATHE_ELEMENT_LOOPS(Byte)
 LATHE_ELEMENT_LOOPS(Word16)

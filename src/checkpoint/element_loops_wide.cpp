@@ -49,31 +49,23 @@ LATHE_WIDE inline __m512i zigzags(__m512i steps) {
   return _mm512_xor_si512(_mm512_add_epi16(steps, steps), _mm512_srai_epi16(steps, 15));
 }
 
-// symbol_of() of numbers of 16 and more: the top bits of a float.
-LATHE_WIDE inline __m256i large_symbols(__m256i numbers) {
-  const __m512i bits = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(numbers)));
-  return _mm512_cvtepi32_epi16(_mm512_sub_epi32(_mm512_srli_epi32(bits, 21), _mm512_set1_epi32(127 * 4)));
-}
-
 struct Masks {
-  __mmask32 extra, crossed;
+  __mmask32 rare, crossed;
 };
 
 template <class Element>
-LATHE_WIDE inline Masks pairs_of_half(__m512i before, __m512i after, Range range, Pair* pairs) {
-  const __m512i numbers = zigzags(_mm512_sub_epi16(ordinals<Element>(after), ordinals<Element>(before)));
-  const __mmask32 large = _mm512_cmpgt_epu16_mask(numbers, _mm512_set1_epi16(15));
-  __m512i symbols = numbers;
-  if (large != 0) {
-    const __m256i low = large_symbols(_mm512_castsi512_si256(numbers)),
-                  high = large_symbols(_mm512_extracti64x4_epi64(numbers, 1));
-    symbols = _mm512_mask_mov_epi16(numbers, large, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
-  }
+LATHE_WIDE inline Masks steps_of_half(__m512i before, __m512i after, Range range, __m512i rare_from, uint16_t* numbers,
+                                      Pair* pairs) {
+  const __m512i number = zigzags(_mm512_sub_epi16(ordinals<Element>(after), ordinals<Element>(before)));
+  _mm512_storeu_si512(numbers, number);
+  const __m512i symbols =
+      _mm512_maskz_mov_epi16(_mm512_cmplt_epu16_mask(number, _mm512_set1_epi16(kFewSymbols)), number);
   const __m512i from = contexts<Element>(magnitudes<Element>(before), range),
                 to = contexts<Element>(magnitudes<Element>(after), range);
   static_assert(kSymbols == 1 << 7);
   _mm512_storeu_si512(pairs, _mm512_or_si512(_mm512_slli_epi16(from, 7), symbols));
-  return {.extra = large, .crossed = _mm512_cmpneq_epu16_mask(from, to)};
+  return {.rare = _mm512_cmpge_epu16_mask(number, _mm512_permutexvar_epi16(from, rare_from)),
+          .crossed = _mm512_cmpneq_epu16_mask(from, to)};
 }
 
 LATHE_WIDE inline Range wide_range(ContextRange range) {
@@ -89,15 +81,19 @@ LATHE_WIDE inline __mmask32 near_half(__m512i values, Range range, __m512i below
 }
 
 template <class Element>
-LATHE_WIDE void pairs_loop(const std::byte* before, const std::byte* after, size_t count, ContextRange range,
-                           Pair* pairs, uint64_t* extra, uint64_t* crossed) {
+LATHE_WIDE void steps_loop(const std::byte* before, const std::byte* after, size_t count, ContextRange range,
+                           const RareFrom& rare_from, CodedSteps<Element> out) {
   const Range wide = wide_range(range);
+  static_assert(kContexts == kHalf);
+  const __m512i rare = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rare_from.data())));
   for (size_t i = 0; i < count; i += kWord) {
-    const Masks low = pairs_of_half<Element>(load_half(before, i), load_half(after, i), wide, pairs + i);
+    const Masks low =
+        steps_of_half<Element>(load_half(before, i), load_half(after, i), wide, rare, out.numbers + i, out.pairs + i);
+    const size_t k = i + kHalf;
     const Masks high =
-        pairs_of_half<Element>(load_half(before, i + kHalf), load_half(after, i + kHalf), wide, pairs + i + kHalf);
-    *extra++ = join(low.extra, high.extra);
-    *crossed++ = join(low.crossed, high.crossed);
+        steps_of_half<Element>(load_half(before, k), load_half(after, k), wide, rare, out.numbers + k, out.pairs + k);
+    *out.rare++ = join(low.rare, high.rare);
+    *out.crossed++ = join(low.crossed, high.crossed);
   }
 }
 
@@ -125,22 +121,6 @@ LATHE_WIDE void near_loop(const std::byte* values, size_t count, ContextRange ra
   }
 }
 
-LATHE_WIDE void look_up_loop(const std::byte* values, std::span<const uint64_t> bits, const uint8_t* table,
-                             uint8_t*& out) {
-  constexpr size_t kQuarter = 16;
-  uint8_t* next = out;
-  for (size_t i = 0; i < bits.size() * kWord; i += kQuarter) {
-    const auto mask = static_cast<__mmask16>(bits[i / kWord] >> (i % kWord));
-    if (mask == 0) continue;
-    const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + 2 * i));
-    const __m512i magnitude = _mm512_and_si512(_mm512_cvtepu16_epi32(sixteen), _mm512_set1_epi32(0x7FFF));
-    const __m512i found = _mm512_maskz_compress_epi32(mask, _mm512_i32gather_epi32(magnitude, table, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(next), _mm512_cvtepi32_epi8(found));
-    next += std::popcount(uint32_t{mask});
-  }
-  out = next;
-}
-
 size_t whole(size_t count) {
   return has_wide() ? count / kWord * kWord : 0;
 }
@@ -152,21 +132,15 @@ size_t whole(size_t count) {
     if (whole(count) > 0) changed_loop(before, after, whole(count), bits);                                           \
     return whole(count);                                                                                             \
   }                                                                                                                  \
-  size_t wide_pairs_of(Element, const std::byte* before, const std::byte* after, size_t count, ContextRange range,   \
-                       Pair* pairs, uint64_t* extra, uint64_t* crossed) {                                            \
-    if (whole(count) > 0) pairs_loop<Element>(before, after, whole(count), range, pairs, extra, crossed);            \
+  size_t wide_steps_of(Element, const std::byte* before, const std::byte* after, size_t count, ContextRange range,   \
+                       const RareFrom& rare_from, CodedSteps<Element> out) {                                         \
+    if (whole(count) > 0) steps_loop<Element>(before, after, whole(count), range, rare_from, out);                   \
     return whole(count);                                                                                             \
   }                                                                                                                  \
   size_t wide_near_bits(Element, const std::byte* values, size_t count, ContextRange range, const NearEdges& edges,  \
                         uint64_t* bits) {                                                                            \
     if (whole(count) > 0) near_loop<Element>(values, whole(count), range, edges, bits);                              \
     return whole(count);                                                                                             \
-  }                                                                                                                  \
-  size_t wide_look_up(Element, const std::byte* values, std::span<const uint64_t> bits, const uint8_t* table,        \
-                      uint8_t*& out) {                                                                               \
-    if (!has_wide() || bits.empty()) return 0;                                                                       \
-    look_up_loop(values, bits.first(bits.size() - 1), table, out);                                                   \
-    return bits.size() - 1;                                                                                          \
   }
 
 LATHE_WIDE_LOOPS(Word16)

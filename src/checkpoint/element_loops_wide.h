@@ -14,13 +14,10 @@ namespace lathe::checkpoint {
 #ifdef LATHE_HAS_WIDE
 #define LATHE_WIDE_LOOPS(Element)                                                                                   \
   size_t wide_changed_bits(Element, const std::byte* before, const std::byte* after, size_t count, uint64_t* bits); \
-  size_t wide_pairs_of(Element, const std::byte* before, const std::byte* after, size_t count, ContextRange range,  \
-                       Pair* pairs, uint64_t* extra, uint64_t* crossed);                                            \
+  size_t wide_steps_of(Element, const std::byte* before, const std::byte* after, size_t count, ContextRange range,  \
+                       const RareFrom& rare_from, CodedSteps<Element> out);                                         \
   size_t wide_near_bits(Element, const std::byte* values, size_t count, ContextRange range, const NearEdges& edges, \
-                        uint64_t* bits);                                                                            \
-  /* Moves `out` on, and returns words: the last, whose values may end early, is left. */                           \
-  size_t wide_look_up(Element, const std::byte* values, std::span<const uint64_t> bits, const uint8_t* table,       \
-                      uint8_t*& out);
+                        uint64_t* bits);
 LATHE_WIDE_LOOPS(Word16)
 LATHE_WIDE_LOOPS(BFloat16)
 LATHE_WIDE_LOOPS(Float16)
@@ -32,15 +29,12 @@ size_t wide_changed_bits(Element, const std::byte*, const std::byte*, size_t, ui
   return 0;
 }
 template <class Element>
-size_t wide_pairs_of(Element, const std::byte*, const std::byte*, size_t, ContextRange, Pair*, uint64_t*, uint64_t*) {
+size_t wide_steps_of(Element, const std::byte*, const std::byte*, size_t, ContextRange, const RareFrom&,
+                     CodedSteps<Element>) {
   return 0;
 }
 template <class Element>
 size_t wide_near_bits(Element, const std::byte*, size_t, ContextRange, const NearEdges&, uint64_t*) {
-  return 0;
-}
-template <class Element>
-size_t wide_look_up(Element, const std::byte*, std::span<const uint64_t>, const uint8_t*, uint8_t*&) {
   return 0;
 }
 

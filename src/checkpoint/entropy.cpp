@@ -10,6 +10,8 @@
 namespace lathe::checkpoint {
 namespace {
 
+constexpr uint8_t kSameTable = 255;  // instead of a table: that of the context before which has one
+
 constexpr std::array<uint32_t, 3> kLaneCounts = {1, kFewLanes, kMostLanes};
 
 // A frequency as a byte: a 4-bit exponent e and a 4-bit mantissa m, (16 + m) 2^e / 16.
@@ -29,16 +31,14 @@ uint32_t lane_code(uint32_t lanes) {
 
 // A lane costs about two bytes, and saves time where symbols are many.
 uint32_t lanes_for(size_t symbols, double bits, StreamShape shape) {
-  if (shape == StreamShape::kFast) return symbols < 1024 ? 1 : kMostLanes;
+  if (shape == StreamShape::kFast) return symbols < 4096 ? 1 : kMostLanes;
   return symbols < 16384 ? 1 : bits < 8 * 16384 ? kFewLanes : kMostLanes;
 }
 
 }  // namespace
 
 std::span<const std::byte> BitWriter::finish() {
-  if (bytes_.size() - size_ < sizeof(uint32_t)) grow();
-  for (; filled_ > 0; filled_ -= std::min(filled_, 8U), pending_ >>= 8)
-    bytes_[size_++] = static_cast<std::byte>(pending_ & 0xFFU);
+  if (filled_ > 0) put(0, 8 - filled_);
   return std::span(bytes_).first(size_);
 }
 
@@ -71,7 +71,51 @@ Histogram HistogramBuilder::total() const {
   return sum;
 }
 
-SymbolModel SymbolModel::fit(const Histogram& histogram, StreamShape shape) {
+double n_log_n(uint64_t n) {
+  return n < 2 ? 0 : static_cast<double>(n) * std::log2(static_cast<double>(n));
+}
+
+double table_bits(const SymbolCounts& counts) {
+  uint64_t total = 0;
+  int present = 0;
+  double bits = 0;
+  for (const uint32_t n : counts) {
+    if (n == 0) continue;
+    total += n;
+    bits -= n_log_n(n);
+    ++present;
+  }
+  bits += n_log_n(total);
+  return counts[0] == total ? 0 : bits + 8 * present;
+}
+
+Histogram with_shared_tables(const Histogram& histogram) {
+  Histogram shared = histogram;
+  constexpr double kTable = 16;  // bits of a table besides its symbols
+  double group_bits = 0;
+  std::vector<uint32_t> members;
+  for (uint32_t c = 0; c < kContexts; ++c) {
+    const double bits = table_bits(histogram.count[c]);
+    if (bits == 0) continue;
+    if (!members.empty()) {
+      SymbolCounts sum = shared.count[members.back()];
+      for (uint32_t s = 0; s < kSymbols; ++s) sum[s] += histogram.count[c][s];
+      const double together = table_bits(sum);
+      if (together <= group_bits + bits + kTable) {
+        members.push_back(c);
+        for (const uint32_t member : members) shared.count[member] = sum;
+        group_bits = together;
+        continue;
+      }
+    }
+    members = {c};
+    group_bits = bits;
+  }
+  return shared;
+}
+
+SymbolModel SymbolModel::fit(const Histogram& counted, StreamShape shape) {
+  const Histogram histogram = shape == StreamShape::kSmall ? with_shared_tables(counted) : counted;
   SymbolModel model;
   uint64_t total = 0, main_total = 0;
   std::array<uint64_t, kContexts> sums{};
@@ -120,9 +164,15 @@ void SymbolModel::write(std::vector<std::byte>& out) const {
   uint32_t present = 0;
   for (uint32_t c = 0; c < kContexts; ++c) present |= static_cast<uint32_t>(!trivial(c)) << c;
   append_varint(out, present);
+  const SymbolCounts* before = nullptr;
   for (uint32_t c = 0; c < kContexts; ++c) {
     if ((present >> c & 1U) == 0) continue;
     const auto& frequencies = frequency_[c];
+    if (before != nullptr && frequencies == *before) {
+      append(out, kSameTable);
+      continue;
+    }
+    before = &frequencies;
     std::vector<std::byte> runs;
     uint32_t count = 0, last_first = 0, last_size = 0;
     for (uint32_t s = 0; s < kSymbols; ++s) {
@@ -168,13 +218,20 @@ Result<SymbolModel> SymbolModel::read(std::span<const std::byte>& in, int precis
   model.precision_ = precision;
   const uint64_t present = LATHE_TRY(take_varint(in));
   const uint32_t all = 1U << precision;
+  const SymbolCounts* before = nullptr;
   for (uint32_t c = 0; c < kContexts; ++c) {
     auto& frequencies = model.frequency_[c];
     frequencies[0] = all;
     if ((present >> c & 1U) == 0) continue;
     frequencies[0] = 0;
     uint32_t main = 0;
-    if (const uint32_t count = LATHE_TRY(take<uint8_t>(in)); count > 0) {
+    const uint32_t count = LATHE_TRY(take<uint8_t>(in));
+    if (count == kSameTable && before != nullptr) {
+      frequencies = *before;
+      continue;
+    }
+    before = &frequencies;
+    if (count > 0) {
       LATHE_TRY(take_run(in, 0, count, main, symbols, frequencies));
     } else {
       main = LATHE_TRY(take<uint8_t>(in));
@@ -198,7 +255,7 @@ void SymbolEncoder::encode(std::span<const Pair> pairs, const Histogram& histogr
                            StreamShape shape, std::vector<std::byte>& out) {
   const SymbolModel model = SymbolModel::fit(histogram, shape);
   const uint32_t lanes = lanes_for(pairs.size(), model.cost(histogram), shape);
-  if (words_.size() <= pairs.size()) words_.resize(pairs.size() + 1);
+  if (words_.size() < pairs.size() + kWordsBefore) words_.resize(pairs.size() + kWordsBefore);
   uint16_t* const end = words_.data() + words_.size();
   LaneStates states;
   const uint16_t* const words = rans_encode(model, pairs, lanes, states, end);

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -20,7 +21,8 @@
 namespace lathe::checkpoint {
 
 inline constexpr uint32_t kContexts = 32;
-inline constexpr uint32_t kSymbols = 128;  // 16 direct ones, then four for each power of two up to 2^31
+inline constexpr uint32_t kSymbols = 128;    // kFewSymbols direct ones, then four for each power of two up to 2^31
+inline constexpr uint32_t kFewSymbols = 16;  // are numbers without extra bits
 
 using Pair = uint16_t;  // a context and a symbol under it
 inline constexpr uint32_t kPairs = kContexts * kSymbols;
@@ -34,45 +36,47 @@ constexpr uint32_t symbol_in(Pair pair) {
   return pair % kSymbols;
 }
 
-// The symbol of a number below 2^32, and how many bits follow it.
+// The symbol of a number below 2^32, and how many bits follow it. Without branches: which numbers are few is random.
 constexpr uint32_t symbol_of(uint32_t number) {
-  if (number < 16) return number;
-  const auto power = static_cast<uint32_t>(31 - __builtin_clz(number));
-  return 4 * power + ((number >> (power - 2)) & 3U);
+  const auto power = static_cast<uint32_t>(31 - __builtin_clz(number | kFewSymbols));
+  const uint32_t symbol = 4 * power + ((number >> (power - 2)) & 3U);
+  return number < kFewSymbols ? number : symbol;
 }
 constexpr uint32_t extra_bits(uint32_t symbol) {
-  return symbol < 16 ? 0 : symbol / 4 - 2;
+  return symbol < kFewSymbols ? 0 : symbol / 4 - 2;
 }
 constexpr uint32_t number_of(uint32_t symbol, uint32_t extra) {
-  return symbol < 16 ? symbol : ((4U | (symbol & 3U)) << (symbol / 4 - 2)) | extra;
+  return symbol < kFewSymbols ? symbol : ((4U | (symbol & 3U)) << (symbol / 4 - 2)) | extra;
 }
 
 class BitWriter {
  public:
   void put(uint32_t value, uint32_t bits) {  // at most 32, the lowest first; `value` has no others
+    if (bytes_.size() - size_ < sizeof pending_) grow();
     pending_ |= uint64_t{value} << filled_;
     filled_ += bits;
-    if (filled_ >= 32) flush_word();
+    std::memcpy(&bytes_[size_], &pending_, sizeof pending_);  // always: whether a byte is full is random
+    size_ += filled_ / 8;
+    pending_ >>= filled_ & ~7U;
+    filled_ %= 8;
+  }
+  // Elias's gamma code of a number from 1 on: as many zeros as it has bits below its top one, a one, and those bits.
+  void put_gamma(uint32_t number) {  // below 2^32
+    const auto low = static_cast<uint32_t>(31 - __builtin_clz(number));
+    put(1U << low, low + 1);
+    put(number & ((1U << low) - 1), low);
   }
   // Ends the sequence; the rest of the last byte is zeros.
   std::span<const std::byte> finish();
   void clear();
 
  private:
-  void flush_word() {
-    if (bytes_.size() - size_ < sizeof(uint32_t)) grow();
-    const auto word = static_cast<uint32_t>(pending_);
-    std::memcpy(&bytes_[size_], &word, sizeof word);
-    size_ += sizeof word;
-    pending_ >>= 32;
-    filled_ -= 32;
-  }
   void grow();
 
   std::vector<std::byte> bytes_;
-  size_t size_ = 0;  // of them, how many are written
-  uint64_t pending_ = 0;
-  uint32_t filled_ = 0;
+  size_t size_ = 0;       // of them, how many are written
+  uint64_t pending_ = 0;  // the begin of the next byte
+  uint32_t filled_ = 0;   // its bits, fewer than eight
 };
 
 // Reads zeros behind the end; exact() then says so.
@@ -83,6 +87,13 @@ class BitReader {
     const uint64_t value = window() & ((uint64_t{1} << bits) - 1);
     position_ += bits;
     return static_cast<uint32_t>(value);
+  }
+  // A number in the gamma code; 0 where there is none.
+  uint32_t get_gamma() {
+    const auto low = static_cast<uint32_t>(std::countr_zero(window() | uint64_t{1} << 32));
+    if (low > 31) return 0;
+    position_ += low + 1;
+    return 1U << low | get(low);
   }
   // Everything was read, no more, and the unused bits are zeros.
   bool exact() const {
@@ -106,9 +117,16 @@ class BitReader {
   uint64_t position_ = 0;  // in bits
 };
 
+using SymbolCounts = std::array<uint32_t, kSymbols>;  // or frequencies: of each symbol in one context
+
 struct Histogram {
-  std::array<std::array<uint32_t, kSymbols>, kContexts> count{};
+  std::array<SymbolCounts, kContexts> count{};
 };
+
+double n_log_n(uint64_t n);  // to base 2; 0 for 0
+
+// Bits of one context's symbols under the best code, and of its table.
+double table_bits(const SymbolCounts& counts);
 
 // Counts in four tables in turn, so that equal elements in a row do not wait for each other's store.
 class HistogramBuilder {
@@ -145,7 +163,7 @@ class SymbolModel {
  private:
   int precision_ = 0;
   std::array<uint8_t, kContexts> main_{};
-  std::array<std::array<uint32_t, kSymbols>, kContexts> frequency_{};  // sum to 2^precision
+  std::array<SymbolCounts, kContexts> frequency_{};  // sum to 2^precision
 };
 
 class SymbolEncoder {

@@ -104,6 +104,18 @@ TEST(Symbols, AreCodedAtTheirEntropy) {
   }
 }
 
+TEST(Symbols, OfContextsThatAreAlikeShareATable) {
+  std::mt19937 random(4);
+  const auto bytes_of = [&](uint32_t contexts) {
+    const Stream stream(40'000, [&] {
+      return std::pair(static_cast<uint32_t>(random() % contexts), static_cast<uint32_t>(random() % 40));
+    });
+    return static_cast<double>(stream.code()) - stream.entropy_bytes();
+  };
+  // A table is forty bytes; another one for each context would be more than a thousand.
+  EXPECT_LT(bytes_of(32) - bytes_of(1), 400);
+}
+
 TEST(Bits, AreReadAsWritten) {
   std::mt19937 random(3);
   BitWriter writer;
@@ -120,6 +132,18 @@ TEST(Bits, AreReadAsWritten) {
   EXPECT_TRUE(reader.exact());
   reader.get(32);
   EXPECT_FALSE(reader.exact());
+}
+
+TEST(Bits, HoldNumbersInGammaCode) {
+  BitWriter writer;
+  const uint32_t numbers[] = {1, 2, 3, 4, 7, 8, 1000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF};
+  for (const uint32_t number : numbers) writer.put_gamma(number);
+  const auto bytes = writer.finish();
+  EXPECT_EQ(bytes.size(), (1 + 3 + 3 + 5 + 5 + 7 + 19 + 61 + 63 + 63 + 7) / 8U);
+  BitReader reader(bytes);
+  for (const uint32_t number : numbers) ASSERT_EQ(reader.get_gamma(), number);
+  EXPECT_TRUE(reader.exact());
+  EXPECT_EQ(reader.get_gamma(), 0U);  // nothing but zeros behind the end
 }
 
 }  // namespace

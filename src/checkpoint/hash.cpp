@@ -25,13 +25,11 @@ Hash128 zero_block() {
   return hash;
 }
 
-}  // namespace
+// In memory as in the format: two little-endian words each.
+using BlockHashes = std::array<Hash128, kBlocks>;
 
-Hash128 hash_tile(std::span<const std::byte> tile) {
-  LATHE_CHECK(tile.size() <= kTileBytes);
-  std::array<Hash128, kBlocks> blocks;  // in memory as in the format: two little-endian words
-  size_t count = tile.size() / kBlockBytes;
-  for (size_t i = 0; i < count; ++i) blocks[i] = checksum128(tile.subspan(i * kBlockBytes, kBlockBytes));
+// The tile's hash, once `count` whole blocks have theirs.
+Hash128 hash_of(BlockHashes& blocks, size_t count, std::span<const std::byte> tile) {
   if (const auto rest = tile.subspan(count * kBlockBytes); !rest.empty()) {
     std::array<std::byte, kBlockBytes> padded{};
     std::memcpy(padded.data(), rest.data(), rest.size());
@@ -39,6 +37,28 @@ Hash128 hash_tile(std::span<const std::byte> tile) {
   }
   std::fill(blocks.begin() + static_cast<ptrdiff_t>(count), blocks.end(), zero_block());
   return checksum128(std::as_bytes(std::span(blocks)));
+}
+
+}  // namespace
+
+Hash128 hash_tile(std::span<const std::byte> tile) {
+  LATHE_CHECK(tile.size() <= kTileBytes);
+  BlockHashes blocks;
+  size_t i = 0;
+  for (; (i + 1) * kBlockBytes <= tile.size(); ++i) blocks[i] = checksum128(tile.subspan(i * kBlockBytes, kBlockBytes));
+  return hash_of(blocks, i, tile);
+}
+
+std::pair<Hash128, Hash128> hash_tiles(std::span<const std::byte> before, std::span<const std::byte> after) {
+  LATHE_CHECK(before.size() <= kTileBytes && after.size() == before.size());
+  BlockHashes old_blocks, new_blocks;
+  size_t i = 0;
+  for (; (i + 1) * kBlockBytes <= before.size(); ++i) {
+    const auto was = before.subspan(i * kBlockBytes, kBlockBytes), is = after.subspan(i * kBlockBytes, kBlockBytes);
+    old_blocks[i] = checksum128(was);
+    new_blocks[i] = std::memcmp(was.data(), is.data(), kBlockBytes) == 0 ? old_blocks[i] : checksum128(is);
+  }
+  return {hash_of(old_blocks, i, before), hash_of(new_blocks, i, after)};
 }
 
 std::array<std::byte, 192> hash_secret() {

@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "base/result.h"
 
@@ -30,6 +31,10 @@ inline constexpr uint64_t kBlockBytes = 4096;  // what a tile's hash is made of,
 // as if zeros followed it. In two levels so that a GPU, or a reader without a streaming XXH3, hashes all blocks side by
 // side.
 Hash128 hash_tile(std::span<const std::byte> tile);
+
+// hash_tile() of both, which are as long as each other: memory sends two streams at once faster than one after the
+// other, and equal blocks are hashed once.
+std::pair<Hash128, Hash128> hash_tiles(std::span<const std::byte> before, std::span<const std::byte> after);
 
 // The default secret of XXH3, for who computes it elsewhere (kernels/tile_hash.h).
 std::array<std::byte, 192> hash_secret();

@@ -21,8 +21,11 @@ inline constexpr int kSparsePrecision = 15, kDensePrecision = 12;
 inline constexpr uint32_t kFewLanes = 4, kMostLanes = 32;
 using LaneStates = std::array<uint32_t, kMostLanes>;
 
+inline constexpr size_t kWordsBefore = 16;
+
 // Codes `pairs`, all of which have a frequency in `model`, with 1, kFewLanes or kMostLanes lanes. Writes the words
-// before `end`, at most one per pair, and returns where they begin; `states` are what a decoder begins with.
+// before `end`, at most one per pair, and returns where they begin; kWordsBefore words before that may be overwritten.
+// `states` are what a decoder begins with.
 uint16_t* rans_encode(const SymbolModel& model, std::span<const Pair> pairs, uint32_t lanes, LaneStates& states,
                       uint16_t* end);
 

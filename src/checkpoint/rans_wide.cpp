@@ -5,11 +5,20 @@
 #include <immintrin.h>
 
 #include <bit>
+#include <cstring>
 
 namespace lathe::checkpoint {
 namespace {
 
 constexpr size_t kHalf = kMostLanes / 2;
+static_assert(kHalf == kWordsBefore);
+
+// From n on: the permutation that turns sixteen by n.
+constexpr auto kTurns = [] {
+  std::array<uint16_t, 2 * kHalf + 1> turns{};
+  for (size_t i = 0; i < turns.size(); ++i) turns[i] = static_cast<uint16_t>(i % kHalf);
+  return turns;
+}();
 
 // floor(x / frequency) and the remainder. x / frequency is below 2^20 (precision 12 or more), so a float's estimate
 // that is certainly not above it, by a part of less than 2^-20, is it or one less.
@@ -27,18 +36,30 @@ LATHE_WIDE inline Division divide(__m512i x, __m512i frequency) {
           .remainder = _mm512_mask_sub_epi32(rest, one_more, rest, frequency)};
 }
 
-LATHE_WIDE inline __m512i encode_half(__m512i x, const Pair* pairs, const uint32_t* table, int precision,
-                                      uint16_t*& end) {
-  const __m512i index = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs)));
-  const __m512i entry = _mm512_i32gather_epi32(index, table, 4);
+// What encode_wide() needs of a round's pairs, looked up one by one: for many CPUs that is faster than a gather, and
+// runs beside the arithmetic of the round before.
+using Entries = std::array<uint32_t, kMostLanes>;
+LATHE_WIDE inline void look_up(const Pair* pairs, const uint32_t* table, Entries& entries) {
+  constexpr size_t kFour = 4;  // in a word
+  for (size_t i = 0; i < kMostLanes; i += kFour) {
+    uint64_t four;
+    std::memcpy(&four, pairs + i, sizeof four);
+    for (size_t k = 0; k < kFour; ++k) entries[i + k] = table[(four >> (16 * k)) & 0xFFFFU];
+  }
+}
+
+LATHE_WIDE inline __m512i encode_half(__m512i x, const uint32_t* entries, int precision, uint16_t*& end) {
+  const __m512i entry = _mm512_loadu_si512(entries);
   const __m512i frequency = _mm512_srli_epi32(entry, kWideFrequencyShift),
                 start = _mm512_and_si512(entry, _mm512_set1_epi32((1 << kWideFrequencyShift) - 1));
   const __m512i top = _mm512_srl_epi32(x, _mm_cvtsi32_si128(32 - precision));
   const __mmask16 sheds = _mm512_cmpge_epu32_mask(top, frequency);
   const __m256i words = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(sheds, x));
-  const uint32_t count = static_cast<uint32_t>(std::popcount(uint32_t{sheds}));
+  const auto count = std::popcount(uint32_t{sheds});
+  // Turned to the vector's end; what lies before them the next words overwrite. A masked store takes longer.
+  const __m256i turn = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&kTurns[static_cast<size_t>(count)]));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(end - kHalf), _mm256_permutexvar_epi16(turn, words));
   end -= count;
-  _mm256_mask_storeu_epi16(end, static_cast<__mmask16>((1U << count) - 1), words);
   const auto [quotient, remainder] = divide(_mm512_mask_srli_epi32(x, sheds, x, 16), frequency);
   const __m512i whole = _mm512_sll_epi32(quotient, _mm_cvtsi32_si128(precision));
   return _mm512_add_epi32(_mm512_add_epi32(whole, remainder), start);
@@ -72,10 +93,13 @@ LATHE_WIDE inline __m512i decode_half(__m512i x, const SlotRows& rows, const uin
 LATHE_WIDE uint16_t* encode_wide(std::span<const Pair> pairs, const uint32_t* table, int precision, LaneStates& states,
                                  uint16_t* end) {
   __m512i low = _mm512_loadu_si512(states.data()), high = _mm512_loadu_si512(states.data() + kHalf);
-  for (size_t i = pairs.size(); i > 0;) {
-    i -= kMostLanes;
-    high = encode_half(high, pairs.data() + i + kHalf, table, precision, end);
-    low = encode_half(low, pairs.data() + i, table, precision, end);
+  std::array<Entries, 2> entries;
+  look_up(pairs.data() + pairs.size() - kMostLanes, table, entries[0]);
+  for (size_t i = pairs.size(), round = 0; i > 0; i -= kMostLanes, ++round) {
+    if (i > kMostLanes) look_up(pairs.data() + i - 2 * kMostLanes, table, entries[(round + 1) % 2]);
+    const uint32_t* now = entries[round % 2].data();
+    high = encode_half(high, now + kHalf, precision, end);
+    low = encode_half(low, now, precision, end);
   }
   _mm512_storeu_si512(states.data(), low);
   _mm512_storeu_si512(states.data() + kHalf, high);

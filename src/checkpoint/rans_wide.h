@@ -14,7 +14,7 @@ namespace lathe::checkpoint {
 
 inline constexpr uint32_t kWideFrequencyShift = 16;  // an encoder's entry per pair: frequency << 16 | start
 
-// As encode_lanes() in rans.cpp, for a whole number of rounds.
+// As encode_lanes() in rans.cpp, for one whole round or more. May write kWordsBefore words before the result.
 uint16_t* encode_wide(std::span<const Pair> pairs, const uint32_t* table, int precision, LaneStates& states,
                       uint16_t* end);
 

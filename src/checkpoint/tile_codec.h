@@ -19,18 +19,13 @@
 #include "base/result.h"
 #include "checkpoint/changes.h"
 #include "checkpoint/context_choice.h"
+#include "checkpoint/crossings.h"
+#include "checkpoint/delta_format.h"
 #include "checkpoint/element_loops.h"
 #include "checkpoint/entropy.h"
 #include "checkpoint/tile.h"
 
 namespace lathe::checkpoint {
-
-// How far from the nearest edge of its context an element may have crossed it: steps, per context, a power of two or 0
-// for none; and the farthest in common measure (reach() in tile_codec.cpp).
-struct Crossings {
-  std::array<uint32_t, kContexts> limits{};
-  uint32_t reach = 0;
-};
 
 enum class Direction { kForward, kBackward };
 
@@ -45,29 +40,24 @@ class TileCodec {
                   std::vector<std::byte>& payload);
 
   // Fills `out`, of the size of `known`, with the other side. kCorruption for a payload that contradicts itself; `out`
-  // is then undefined. Never reads or writes outside the spans, whatever the payload holds.
+  // is then undefined. Never reads or writes outside the spans, whatever the payload holds. `format` is the version of
+  // the file that the payload stands in.
   Status decode(std::span<const TilePart> parts, Direction direction, std::span<const std::byte> known,
-                std::span<const std::byte> payload, std::span<std::byte> out);
+                std::span<const std::byte> payload, std::span<std::byte> out, uint32_t format = delta_format::kVersion);
 
  private:
-  // Elements [first, first + size) of the part, which are the coded elements from `coded` on.
-  struct Run {
-    size_t first = 0, coded = 0, size = 0;
-  };
-
   // The elements of one part; Element is one of ulp.h. encode_part appends at most one byte more than `size`.
   template <class Element>
   TileMode encode_part(const std::byte* before, const std::byte* after, size_t size, std::vector<std::byte>& payload);
   template <class Element>
   Status decode_part(TileMode mode, Direction direction, std::span<const std::byte> known,
-                     std::span<const std::byte>& payload, std::byte* out);
+                     std::span<const std::byte>& payload, std::byte* out, uint32_t format);
 
   // Leaves changed_bits_, changed_, and in blocks_ those that have any; false if there are none.
   template <class Element>
   bool find_changes(const std::byte* before, const std::byte* after, size_t count);
   // Decides which blocks are coded and writes that; leaves runs_ and coded_.
   void choose_blocks(size_t count, size_t block_elements, std::vector<std::byte>& payload);
-  StreamShape shape() const;
   void list_runs(size_t count, size_t block_elements);  // runs_, pieces_ and coded_ from blocks_
   template <class Element>
   Steps survey(const std::byte* before, const std::byte* after, ContextRange range);
@@ -75,32 +65,24 @@ class TileCodec {
   void form_contexts(const std::byte* values, ContextRange range);  // contexts_
 
   template <class Element>
-  void encode_sparse(const std::byte* before, const std::byte* after, ContextRange range,
+  void encode_sparse(const std::byte* before, const std::byte* after, ContextRange range, const Histogram& about,
                      std::vector<std::byte>& payload);
   template <class Element>
   Status decode_sparse(Direction direction, std::span<const std::byte> known, ContextRange range,
-                       std::span<const std::byte>& payload, std::byte* out);
+                       std::span<const std::byte>& payload, std::byte* out, uint32_t format);
   template <class Element>
-  void encode_dense(const std::byte* before, const std::byte* after, ContextRange range,
+  void encode_dense(const std::byte* before, const std::byte* after, ContextRange range, const Histogram& about,
                     std::vector<std::byte>& payload);
   template <class Element>
-  Status decode_dense(Direction direction, std::span<const std::byte> known, ContextRange range,
-                      std::span<const std::byte>& payload, std::byte* out);
+  Status decode_dense(Direction direction, std::span<const std::byte> known, std::span<const std::byte>& payload,
+                      std::byte* out);
   template <class Element>
   bool apply_steps(const std::byte* known, std::span<const std::byte> extra, Direction direction, std::byte* out);
 
-  // Which elements lay in another context before: told only of candidates, elements near an edge of their context.
+  // What crossings_ noted, and how long that is.
   template <class Element>
-  void note_crossings(const std::byte* values, const Run& piece, ContextRange range, std::span<const uint64_t> crossed,
-                      Crossings& crossings);
-  template <class Element>
-  void find_candidates(const std::byte* after, ContextRange range, const Crossings& crossings);
-  template <class Element>
-  std::vector<std::byte> encode_crossings(const std::byte* after, ContextRange range,
-                                          Crossings crossings);  // empty if there are none
-  // Turns contexts_ from those of the new values into those of the old ones.
-  template <class Element>
-  Status decode_crossings(const std::byte* after, ContextRange range, std::span<const std::byte> in);
+  void write_crossings(const std::byte* after, ContextRange range, const Histogram& about, StreamShape shape,
+                       std::vector<std::byte>& payload);
 
   std::vector<uint64_t> changed_bits_;  // per element of the part
   std::vector<uint16_t> changes_in_;    // per block of the part
@@ -111,15 +93,9 @@ class TileCodec {
   // Per coded element:
   std::vector<Pair> pairs_;                  // old context and step
   std::vector<uint8_t> contexts_, symbols_;  // contexts of the values before, or of those known
-  std::vector<uint64_t> bits_;               // of the candidates: which crossed
   std::vector<Change> changes_;
-  std::vector<uint32_t> crossed_, away_;  // coded elements that left their context; by how many it now lies lower
-  std::vector<uint32_t> steps_, ranks_;  // from one of those to the next among the candidates; candidates before a word
-  std::vector<uint8_t> table_;           // per magnitude of a 16-bit type: the context of its crossing, if a candidate
-  std::vector<uint64_t> candidate_bits_;  // per coded element
-  std::vector<uint8_t> candidate_room_, candidate_symbols_;
-  std::span<uint8_t> candidate_contexts_;
-  std::vector<Pair> candidate_pairs_;
+  std::vector<std::byte> told_;  // of crossings
+  CrossingCoder crossings_;
   HistogramBuilder histogram_;
   SymbolEncoder encoder_;
   SymbolDecoder decoder_;

@@ -177,6 +177,41 @@ TEST(TileCodec, StaysWithinFivePercentOfTheConditionalEntropy) {
   }
 }
 
+// Elements that come from far, in tiles of few changes (lists) and of many (symbols), cost what it takes to list them:
+// not a question to each element that lies as far from an edge as they do.
+TEST(TileCodec, FewThatCrossFromFarCostLittle) {
+  for (const auto& [step, mode] : {std::pair(2e-6, TileMode::kSparse), std::pair(1e-4, TileMode::kDense)}) {
+    TrainedWeights weights(kTileBytes / 2, 0.02, step, 14);
+    const Bytes before = bytes_of(weights.before);
+    const size_t without = code(ElementType::kBFloat16, before, bytes_of(weights.after)).payload.size();
+    constexpr size_t kFar = 100;
+    for (size_t i = 0; i < kFar; ++i) {
+      const size_t at = (i * 7919 + 3) % weights.after.size();
+      weights.after[at] = static_cast<uint16_t>((weights.before[at] ^ (i % 2 == 0 ? 0x0180 : 0x0080)) | 0x0040);
+    }
+    const Coded coded = code(ElementType::kBFloat16, before, bytes_of(weights.after));
+    EXPECT_EQ(coded.mode, mode);
+    EXPECT_LT(coded.payload.size(), without + 10 * kFar) << "steps of " << step;
+  }
+}
+
+// How often symbols occur is sampled. What no sample has seen is coded as well: a step, and an exponent.
+TEST(TileCodec, WhatTheSampleHasNotSeenComesBack) {
+  std::mt19937 random(15);
+  std::vector<uint16_t> before(kTileBytes / 2), after(before.size());
+  for (size_t i = 0; i < before.size(); ++i) {
+    before[i] = static_cast<uint16_t>(0x3D00 + random() % 0x80);  // one exponent
+    after[i] = static_cast<uint16_t>(before[i] + random() % 2);
+  }
+  for (size_t at = 100; at < before.size(); at += 1000) {
+    after[at] = static_cast<uint16_t>(before[at] + 7);
+    before[at + 1] = static_cast<uint16_t>(0x3C00 + at % 0x80);
+    after[at + 1] = static_cast<uint16_t>(before[at + 1] + 1);
+    EXPECT_EQ(code(ElementType::kBFloat16, bytes_of(before), bytes_of(after)).mode, TileMode::kDense);
+    if (at > 20'000) break;  // the first at each of many places, then all of them
+  }
+}
+
 TEST(TileCodec, PartsOfSeveralTypesAtOddPlaces) {
   const TrainedWeights weights(3000, 0.02, 1e-4, 8);
   Bytes before = random_bytes(3, 9), after = random_bytes(3, 10);

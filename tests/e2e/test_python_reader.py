@@ -17,6 +17,7 @@ import lathe_delta  # noqa: E402
 from lathe_delta import hashes, payload  # noqa: E402
 
 GOLDEN = REPOSITORY / "tests/golden/delta"
+NEWEST = GOLDEN / "version-2.dlt"
 
 
 def files(folder):
@@ -29,18 +30,20 @@ def part_modes(monkeypatch):
     seen = collections.Counter()
     original = payload._decode_part
 
-    def count(cursor, kind, known, forward):
+    def count(cursor, kind, known, forward, version):
         seen[cursor.data[cursor.at], kind] += 1
-        return original(cursor, kind, known, forward)
+        return original(cursor, kind, known, forward, version)
 
     monkeypatch.setattr(payload, "_decode_part", count)
     return seen
 
 
-def test_the_committed_delta_of_every_mode_and_type(tmp_path, part_modes):
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_committed_deltas_of_every_mode_and_type(tmp_path, part_modes, version):
     folder = shutil.copytree(GOLDEN / "before", tmp_path / "model")
-    delta = lathe_delta.Delta(GOLDEN / "0-1.dlt")
+    delta = lathe_delta.Delta(GOLDEN / f"version-{version}.dlt")
     delta.verify()
+    assert delta.format == version
     assert lathe_delta.directory_root(delta.files, folder) == delta.from_root
     lathe_delta.apply_to_directory(delta, folder)
     assert lathe_delta.directory_root(delta.files, folder) == delta.to_root
@@ -97,8 +100,8 @@ def test_a_chain_of_versions(tmp_path):
 
 
 def test_every_damage_is_refused_and_named(tmp_path):
-    whole = (GOLDEN / "0-1.dlt").read_bytes()
-    delta = lathe_delta.Delta(GOLDEN / "0-1.dlt")
+    whole = (NEWEST).read_bytes()
+    delta = lathe_delta.Delta(NEWEST)
     payloads_begin, index_begin = delta.tiles[0].offset, int.from_bytes(whole[-112:-104], "little")
     parts = {"header": (0, payloads_begin), "payloads": (payloads_begin, index_begin), "index": (index_begin, len(whole) - 128), "footer": (len(whole) - 128, len(whole))}
     random, path = np.random.default_rng(3), tmp_path / "damaged.dlt"
@@ -121,21 +124,22 @@ def test_every_damage_is_refused_and_named(tmp_path):
             lathe_delta.Delta(path)
 
 
-def test_payloads_that_lie_behind_good_checksums(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_payloads_that_lie_behind_good_checksums(version):
     """Decoding them ends, in a refusal or in bytes that the tile's hash refuses; never in an accident or in other bytes."""
-    delta = lathe_delta.Delta(GOLDEN / "0-1.dlt")
+    delta = lathe_delta.Delta(GOLDEN / f"version-{version}.dlt")
     random, refused = np.random.default_rng(4), 0
     for tile in (t for t in delta.tiles if t.tile > 0):
         layout = delta.files[tile.file]
         known = (GOLDEN / "before" / layout.name).read_bytes()[slice(*layout.tile_range(tile.tile))]
-        good = lathe_delta.decode_payload(layout.tile_parts(tile.tile), known, delta.payload(tile))
+        good = lathe_delta.decode_payload(layout.tile_parts(tile.tile), known, delta.payload(tile), version=delta.format)
         assert hashes.hash_tile(good) == tile.after
         for _ in range(60):
             lie = bytearray(delta.payload(tile))
             at = random.integers(len(lie))
             lie[at] ^= 1 << random.integers(8)
             try:
-                out = lathe_delta.decode_payload(layout.tile_parts(tile.tile), known, lie)
+                out = lathe_delta.decode_payload(layout.tile_parts(tile.tile), known, lie, version=delta.format)
                 assert hashes.hash_tile(out) != tile.after or out == good
             except lathe_delta.Corrupt:
                 refused += 1
@@ -149,7 +153,7 @@ def test_a_directory_of_another_state_is_left_alone(tmp_path):
     data[-1] ^= 1
     shard.write_bytes(data)
     contents = files(folder)
-    run = subprocess.run([sys.executable, "-m", "lathe_delta", "apply", GOLDEN / "0-1.dlt", folder], capture_output=True, text=True,
+    run = subprocess.run([sys.executable, "-m", "lathe_delta", "apply", NEWEST, folder], capture_output=True, text=True,
                          env={"PYTHONPATH": str(REPOSITORY / "python")})
     assert run.returncode == 1 and "model-00002-of-00003.safetensors tile 1 has other bytes" in run.stderr
     assert files(folder) == contents
@@ -158,8 +162,8 @@ def test_a_directory_of_another_state_is_left_alone(tmp_path):
     untouched = folder / "model-00003-of-00003.safetensors"
     untouched.write_bytes(untouched.read_bytes()[:-1] + b"\x55")
     with pytest.raises(lathe_delta.Conflict, match="does not change differs"):
-        lathe_delta.apply_to_directory(lathe_delta.Delta(GOLDEN / "0-1.dlt"), folder)
+        lathe_delta.apply_to_directory(lathe_delta.Delta(NEWEST), folder)
     untouched.unlink()
-    run = subprocess.run([sys.executable, "-m", "lathe_delta", "show", GOLDEN / "0-1.dlt"], capture_output=True, text=True,
+    run = subprocess.run([sys.executable, "-m", "lathe_delta", "show", NEWEST], capture_output=True, text=True,
                          env={"PYTHONPATH": str(REPOSITORY / "python")})
     assert run.returncode == 0 and "version 0 -> 1" in run.stdout and "dense" in run.stdout

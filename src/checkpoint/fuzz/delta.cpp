@@ -45,7 +45,7 @@ void seal(Bytes& file) {
   if (file.size() < kHeader + kFooterSize) return;
   const size_t footer = file.size() - kFooterSize;
   put(file, 0, kMagic);
-  put(file, 8, kVersion);
+  if (get<uint32_t>(file, 8) != kOldestVersion) put(file, 8, kVersion);
   const size_t header = within(get<uint32_t>(file, 12), kHeader, footer);
   put(file, 12, static_cast<uint32_t>(header));
   put(file, header - 8, checksum(file, 0, header - 8));
@@ -92,8 +92,10 @@ void check_tile(const DeltaReader& delta, const DeltaTile& tile, const Bytes& fi
              payload = std::span<const std::byte>(file).subspan(tile.offset, tile.payload_size);
   TileCodec codec;
   Bytes out(size);
-  if (codec.decode(parts, Direction::kForward, known, payload, out).ok()) check_round_trip(parts, known, out);
-  if (codec.decode(parts, Direction::kBackward, known, payload, out).ok()) check_round_trip(parts, out, known);
+  for (uint32_t format = kOldestVersion; format <= kVersion; ++format) {
+    if (codec.decode(parts, Direction::kForward, known, payload, out, format).ok()) check_round_trip(parts, known, out);
+    if (codec.decode(parts, Direction::kBackward, known, payload, out, format).ok()) check_round_trip(parts, out, known);
+  }
   // With all its checks it accepts only the bytes that it promises.
   if (delta.decode(tile, Direction::kForward, known, out).ok()) LATHE_CHECK(hash_tile(out) == tile.after);
 }
