@@ -216,18 +216,22 @@ void TileCodec::encode_sparse(const std::byte* before, const std::byte* after, C
   change_coder_.encode(changes_, contexts_, range.last + 1, payload);
 }
 
-// Symbols that are seen so often that about how often is enough to code them well, and the others, which are yet to be
-// counted: a symbol that has no frequency could not be coded.
-std::pair<Histogram, RareFrom> often_seen(const Histogram& about) {
+// Which symbols the sample has seen, so that about how often they occur is known well enough to code them; and from
+// which on they are rare, and have yet to be counted: a symbol that has no frequency could not be coded.
+struct Sampled {
   Histogram histogram;
   RareFrom rare_from{};
+};
+Sampled sampled(const Histogram& about) {
+  Sampled often;
   for (uint32_t c = 0; c < kContexts; ++c) {
+    uint8_t& end = often.rare_from[c];
     for (uint32_t s = 0; s < kFewSymbols; ++s) {
-      if (about.count[c][s] > 0) rare_from[c] = static_cast<uint8_t>(s + 1);
+      if (about.count[c][s] > 0) end = static_cast<uint8_t>(s + 1);
     }
-    for (uint32_t s = 0; s < rare_from[c]; ++s) histogram.count[c][s] = std::max(about.count[c][s], 1U);
+    for (uint32_t s = 0; s < end; ++s) often.histogram.count[c][s] = std::max(about.count[c][s], 1U);
   }
-  return {histogram, rare_from};
+  return often;
 }
 
 template <class Element>
@@ -237,18 +241,18 @@ void TileCodec::encode_dense(const std::byte* before, const std::byte* after, Co
   pairs_.resize(coded_);
   extra_.clear();
   crossings_.clear();
-  auto [histogram, rare_from] = often_seen(about);
+  Sampled symbols = sampled(about);
   std::array<Bits, kPieceElements> numbers;
   std::array<uint64_t, words_for(kPieceElements)> rare, crossed;
   for (const Run& piece : pieces_) {
     const std::byte *from = before + piece.first * sizeof(Bits), *to = after + piece.first * sizeof(Bits);
     const std::span pairs(&pairs_[piece.coded], piece.size);
-    steps_of(Element(), from, to, piece.size, range, rare_from,
+    steps_of(Element(), from, to, piece.size, range, symbols.rare_from,
              {numbers.data(), pairs.data(), rare.data(), crossed.data()});
     each_bit(std::span(rare).first(words_for(piece.size)), [&](size_t i) {
       const uint32_t context = context_of(pairs[i]), symbol = symbol_of(numbers[i]), bits = extra_bits(symbol);
       pairs[i] = pair_of(context, symbol);
-      ++histogram.count[context][symbol];
+      ++symbols.histogram.count[context][symbol];
       extra_.put(numbers[i] & ((1U << bits) - 1), bits);
     });
     if constexpr (Element::kFloat) {
@@ -258,7 +262,7 @@ void TileCodec::encode_dense(const std::byte* before, const std::byte* after, Co
     }
   }
   write_crossings<Element>(after, range, about, StreamShape::kFast, payload);
-  encoder_.encode(pairs_, histogram, extra_.finish(), StreamShape::kFast, payload);
+  encoder_.encode(pairs_, symbols.histogram, extra_.finish(), StreamShape::kFast, payload);
 }
 
 template <class Element>

@@ -94,7 +94,8 @@ void check_tile(const DeltaReader& delta, const DeltaTile& tile, const Bytes& fi
   Bytes out(size);
   for (uint32_t format = kOldestVersion; format <= kVersion; ++format) {
     if (codec.decode(parts, Direction::kForward, known, payload, out, format).ok()) check_round_trip(parts, known, out);
-    if (codec.decode(parts, Direction::kBackward, known, payload, out, format).ok()) check_round_trip(parts, out, known);
+    if (codec.decode(parts, Direction::kBackward, known, payload, out, format).ok())
+      check_round_trip(parts, out, known);
   }
   // With all its checks it accepts only the bytes that it promises.
   if (delta.decode(tile, Direction::kForward, known, out).ok()) LATHE_CHECK(hash_tile(out) == tile.after);
