@@ -12,8 +12,8 @@
 namespace lathe::checkpoint {
 namespace {
 
-constexpr uint64_t kWorthAsking = 32;
-constexpr uint32_t kMaxCode = 32;  // of a limit of 2^31 steps
+constexpr uint64_t kFastAsks = 32, kSmallAsks = 128;  // elements, for one that crossed
+constexpr uint32_t kMaxCode = 32;                     // of a limit of 2^31 steps
 constexpr uint32_t kMaxCoarse = 4;
 constexpr uint32_t kMaxRemainder = 31;
 constexpr uint32_t kAlphabet = symbol_of(2 * kContexts - 1) + 1;
@@ -134,7 +134,8 @@ void CrossingCoder::note(size_t element, uint32_t old, typename Element::Bits no
                       .up = edge.up});
 }
 
-CrossingCoder::Limits CrossingCoder::choose_limits(const Histogram& about, int mantissa) const {
+CrossingCoder::Limits CrossingCoder::choose_limits(const Histogram& about, int mantissa, StreamShape shape) const {
+  const uint64_t asks = shape == StreamShape::kFast ? kFastAsks : kSmallAsks;
   std::array<std::array<uint32_t, kMaxCode + 1>, kContexts> crossed{};
   for (const Crossed& each : crossed_) ++crossed[each.context][each.limit];
   Limits limits;
@@ -144,7 +145,7 @@ CrossingCoder::Limits CrossingCoder::choose_limits(const Histogram& about, int m
       // About as many elements lie twice as near, on both sides: mantissas are spread evenly. Context 0 has more
       // exponents than one.
       const int halvings = std::max(0, mantissa - std::max(static_cast<int>(code) - 1, 1));
-      if (crossed[c][code] > 0 && kWorthAsking * crossed[c][code] >= population >> halvings)
+      if (crossed[c][code] > 0 && asks * crossed[c][code] >= population >> halvings)
         limits.codes[c] = static_cast<uint8_t>(code);
     }
   }
@@ -237,7 +238,7 @@ template <class Element>
 void CrossingCoder::encode(const CodedElements& after, ContextRange range, const Histogram& about, StreamShape shape,
                            std::vector<std::byte>& out) {
   if (crossed_.empty()) return;
-  const Limits limits = choose_limits(about, Element::kMantissa);
+  const Limits limits = choose_limits(about, Element::kMantissa, shape);
   uint32_t present = 0;
   for (uint32_t c = 0; c < kContexts; ++c) present |= static_cast<uint32_t>(limits.codes[c] > 0) << c;
   append_varint(out, present);

@@ -3,8 +3,8 @@
 //
 // Few elements cross, and nearly all that do lie close to the edge they came over. So the elements close to an edge,
 // the *candidates*, each have a symbol that says whether and where from they came; an element that came from farther is
-// listed. The encoder draws the line, per context, where fewer than one in kWorthAsking cross: asking them all takes
-// more time than listing takes bytes.
+// listed. The encoder draws the line, per context, where too few of those asked would have crossed to be worth the
+// time.
 // Threads: one at a time; it reuses its buffers.
 // Format page: docs/formats/delta.md, "Crossings".
 #pragma once
@@ -68,7 +68,7 @@ class CrossingCoder {
     bool include(const Crossed& crossed) const { return crossed.limit <= codes[crossed.context]; }
   };
 
-  Limits choose_limits(const Histogram& about, int mantissa) const;
+  Limits choose_limits(const Histogram& about, int mantissa, StreamShape shape) const;
   // Leaves candidates_ and candidate_contexts_; returns how many there are.
   template <class Element>
   size_t find_candidates(const CodedElements& after, ContextRange range, const Limits& limits);
