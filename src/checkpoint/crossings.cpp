@@ -283,7 +283,7 @@ Status CrossingCoder::decode_far(ContextRange range, std::span<const std::byte>&
     const uint64_t quotient = bits.get_gamma();
     const uint64_t element = next + ((quotient - 1) << remainder | bits.get(remainder));
     const uint64_t away = bits.get_gamma();
-    if (quotient == 0 || away == 0 || element >= contexts.size())
+    if (quotient == 0 || away == 0 || away > 255 || element >= contexts.size())
       return corruption("the list of crossings leads behind the last element");
     if (!move_context(contexts[element], unzigzag(static_cast<uint8_t>(away)), range)) return leads_nowhere();
     next = element + 1;

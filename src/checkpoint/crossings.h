@@ -21,8 +21,7 @@
 
 namespace lathe::checkpoint {
 
-inline constexpr size_t kPieceElements =
-    8192;  // elements that stay in a core's fastest caches from one loop to the next
+inline constexpr size_t kPieceElements = 8192;  // that stay in a core's fastest caches from one loop to the next
 
 // Elements [first, first + size) of a part, which are the coded elements from `coded` on.
 struct Run {
@@ -47,7 +46,8 @@ class CrossingCoder {
   void encode(const CodedElements& after, ContextRange range, const Histogram& about, StreamShape shape,
               std::vector<std::byte>& out);
 
-  // Turns `contexts`, of the elements after, into those of the elements before. `in` is all that encode() appended.
+  // Turns `contexts`, of the elements after, into those of the elements before. `in` is all that encode() appended;
+  // kCorruption if it contradicts itself or the elements. `format` is the file's version.
   template <class Element>
   Status decode(const CodedElements& after, ContextRange range, std::span<const std::byte> in,
                 std::span<uint8_t> contexts, uint32_t format);

@@ -2,7 +2,7 @@
 //
 // Every element is coded as its step: the signed number of representable values from old to new (ulp.h), given the
 // exponent of the old value, which says how large a step is. Forward that context is known; backward it is not, so
-// elements that crossed into another exponent are told separately, which costs about one per cent more.
+// elements that crossed into another exponent are told separately (crossings.h), which costs one or two per cent more.
 // Where few elements changed, they are listed (sparse, changes.h); else every element has a symbol (dense, entropy.h).
 // Blocks of 512 bytes without a change may be left out of both. What does not compress is stored as before xor after.
 // Threads: one at a time; keep one codec per thread, it reuses its buffers.
