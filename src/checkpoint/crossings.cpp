@@ -12,7 +12,7 @@
 namespace lathe::checkpoint {
 namespace {
 
-constexpr uint64_t kFastAsks = 32, kSmallAsks = 128;  // elements, for one that crossed
+constexpr uint64_t kFastAsks = 16, kSmallAsks = 128;  // elements, for one that crossed
 constexpr uint32_t kMaxCode = 32;                     // of a limit of 2^31 steps
 constexpr uint32_t kMaxCoarse = 4;
 constexpr uint32_t kMaxRemainder = 31;
@@ -123,15 +123,17 @@ void CrossingCoder::clear() {
 }
 
 template <class Element>
-void CrossingCoder::note(size_t element, uint32_t old, typename Element::Bits now, ContextRange range) {
-  const uint32_t context = context_of<Element>(now, range);
-  const Edge edge = nearest_edge<Element>(Element::magnitude(now), context, range);
-  crossed_.push_back({.element = static_cast<uint32_t>(element),
-                      .away = static_cast<uint8_t>(old - context),
-                      .context = static_cast<uint8_t>(context),
-                      .limit = limit_code(edge.distance),
-                      .reach = static_cast<uint8_t>(reach(edge, context)),
-                      .up = edge.up});
+void CrossingCoder::locate(ContextRange range) {
+  for (Crossed& crossed : crossed_) {
+    const auto bits = static_cast<typename Element::Bits>(crossed.bits);
+    const uint32_t context = context_of<Element>(bits, range);
+    const Edge edge = nearest_edge<Element>(Element::magnitude(bits), context, range);
+    crossed.away = static_cast<uint8_t>(crossed.old - context);
+    crossed.context = static_cast<uint8_t>(context);
+    crossed.limit = limit_code(edge.distance);
+    crossed.reach = static_cast<uint8_t>(reach(edge, context));
+    crossed.up = edge.up;
+  }
 }
 
 CrossingCoder::Limits CrossingCoder::choose_limits(const Histogram& about, int mantissa, StreamShape shape) const {
@@ -238,6 +240,7 @@ template <class Element>
 void CrossingCoder::encode(const CodedElements& after, ContextRange range, const Histogram& about, StreamShape shape,
                            std::vector<std::byte>& out) {
   if (crossed_.empty()) return;
+  locate<Element>(range);
   const Limits limits = choose_limits(about, Element::kMantissa, shape);
   uint32_t present = 0;
   for (uint32_t c = 0; c < kContexts; ++c) present |= static_cast<uint32_t>(limits.codes[c] > 0) << c;
@@ -312,7 +315,6 @@ Status CrossingCoder::decode(const CodedElements& after, ContextRange range, std
 }
 
 #define LATHE_CROSSINGS(Element)                                                                                  \
-  template void CrossingCoder::note<Element>(size_t, uint32_t, Element::Bits, ContextRange);                      \
   template void CrossingCoder::encode<Element>(const CodedElements&, ContextRange, const Histogram&, StreamShape, \
                                                std::vector<std::byte>&);                                          \
   template Status CrossingCoder::decode<Element>(const CodedElements&, ContextRange, std::span<const std::byte>,  \

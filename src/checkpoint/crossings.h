@@ -37,9 +37,10 @@ struct CodedElements {
 class CrossingCoder {
  public:
   void clear();
-  // Notes that an element, which is now `now`, came from context `old`. Elements ascend.
-  template <class Element>
-  void note(size_t element, uint32_t old, typename Element::Bits now, ContextRange range);
+  // Notes that an element, whose bits are now `now`, came from context `old`. Elements ascend.
+  void note(size_t element, uint32_t old, uint32_t now) {
+    crossed_.push_back({.element = static_cast<uint32_t>(element), .bits = now, .old = static_cast<uint8_t>(old)});
+  }
 
   // Appends what was noted; nothing if nothing was. `about` says how many elements each context has, about.
   template <class Element>
@@ -54,11 +55,12 @@ class CrossingCoder {
 
  private:
   struct Crossed {
-    uint32_t element;
-    uint8_t away;          // context before less context now
-    uint8_t context;       // now
-    uint8_t limit, reach;  // how far the nearest edge is: the code of the least limit that includes it; reach()
-    bool up;               // that edge is the one above
+    uint32_t element, bits;
+    uint8_t old;  // context before
+    // What encode() finds out:
+    uint8_t away = 0, context = 0;  // context before less context now; now
+    uint8_t limit = 0, reach = 0;  // how far the nearest edge is: the code of the least limit that includes it; reach()
+    bool up = false;               // that edge is the one above
   };
   // Which elements are candidates: per context, the code of the farthest that an edge may be, or 0 for none. And how
   // far it was for the farthest that crossed.
@@ -68,6 +70,8 @@ class CrossingCoder {
     bool include(const Crossed& crossed) const { return crossed.limit <= codes[crossed.context]; }
   };
 
+  template <class Element>
+  void locate(ContextRange range);  // what the others need of crossed_
   Limits choose_limits(const Histogram& about, int mantissa, StreamShape shape) const;
   // Leaves candidates_ and candidate_contexts_; returns how many there are.
   template <class Element>

@@ -24,8 +24,8 @@ constexpr size_t kBlockElements = kCodedBlock / sizeof(typename Element::Bits);
 template <class Element>
 constexpr uint32_t kAlphabet = symbol_of(static_cast<typename Element::Bits>(-1)) + 1;
 
-// Lists of fewer changes than one in so many elements are faster, and no larger.
-constexpr size_t kShort = 16;
+// Lists of fewer changes than one in so many elements are faster; and at any length they are a little smaller.
+constexpr size_t kShort = 48;
 
 static_assert(kCodedBlock / sizeof(uint32_t) % kWord == 0);
 
@@ -144,7 +144,7 @@ void TileCodec::choose_blocks(size_t count, size_t block_elements, std::vector<s
 template <class Element>
 Steps TileCodec::survey(const std::byte* before, const std::byte* after, ContextRange range) {
   using Bits = typename Element::Bits;
-  const size_t stride = coded_ < 64 * kChunk ? kChunk : 8 * kChunk;
+  const size_t stride = coded_ < 64 * kChunk ? kChunk : 16 * kChunk;
   std::array<Bits, kChunk> numbers;
   std::array<Pair, kChunk> pairs;
   std::array<uint64_t, words_for(kChunk)> rare, crossed;
@@ -208,7 +208,7 @@ void TileCodec::encode_sparse(const std::byte* before, const std::byte* after, C
                    .number = step_number<Element>(load<Bits>(from, i), now),
                    .context = context};
       if constexpr (Element::kFloat) {
-        if (context_of<Element>(now, range) != context) crossings_.note<Element>(element, context, now, range);
+        if (context_of<Element>(now, range) != context) crossings_.note(element, context, now);
       }
     });
   }
@@ -256,9 +256,8 @@ void TileCodec::encode_dense(const std::byte* before, const std::byte* after, Co
       extra_.put(numbers[i] & ((1U << bits) - 1), bits);
     });
     if constexpr (Element::kFloat) {
-      each_bit(std::span(crossed).first(words_for(piece.size)), [&](size_t i) {
-        crossings_.note<Element>(piece.coded + i, context_of(pairs[i]), load<Bits>(to, i), range);
-      });
+      each_bit(std::span(crossed).first(words_for(piece.size)),
+               [&](size_t i) { crossings_.note(piece.coded + i, context_of(pairs[i]), load<Bits>(to, i)); });
     }
   }
   write_crossings<Element>(after, range, about, StreamShape::kFast, payload);
