@@ -137,6 +137,7 @@ Result<ServedTensor> parse_tensor(const Json& json, const std::vector<Memory>& m
 // Two tensors are the same one under two names, or have no byte in common.
 Status check_overlaps(const std::vector<ServedTensor>& tensors) {
   std::vector<const ServedTensor*> by_place;
+  by_place.reserve(tensors.size());
   for (const ServedTensor& tensor : tensors) by_place.push_back(&tensor);
   std::sort(by_place.begin(), by_place.end(), [](const ServedTensor* a, const ServedTensor* b) {
     return std::tie(a->memory, a->offset, b->bytes) < std::tie(b->memory, b->offset, a->bytes);

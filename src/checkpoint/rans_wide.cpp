@@ -117,7 +117,7 @@ LATHE_WIDE inline __m512i decode_half(__m512i x, const SlotRows& rows, const uin
   const __mmask16 low = _mm512_cmplt_epu32_mask(next, _mm512_set1_epi32(kLowestState));
   const __m512i sixteen = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));
   const __m512i refilled = _mm512_or_si512(_mm512_slli_epi32(next, 16), _mm512_maskz_expand_epi32(low, sixteen));
-  words += 2 * std::popcount(uint32_t{low});
+  words += sizeof(uint16_t) * static_cast<size_t>(std::popcount(uint32_t{low}));
   return _mm512_mask_mov_epi32(next, low, refilled);
 }
 
@@ -132,7 +132,7 @@ uint16_t* encode_wide(std::span<const Pair> pairs, const uint32_t* table, int pr
 LATHE_WIDE size_t decode_wide(const uint32_t* slots, const std::array<uint32_t, kContexts>& rows, LaneStates& states,
                               std::span<const std::byte>& words, const uint8_t* contexts, std::span<uint8_t> symbols) {
   static_assert(kContexts == kMostLanes);
-  constexpr size_t kRoundBytes = 2 * kMostLanes;
+  constexpr size_t kRoundBytes = sizeof(uint16_t) * kMostLanes;
   const SlotRows table{
       .slots = slots, .low = _mm512_loadu_si512(rows.data()), .high = _mm512_loadu_si512(rows.data() + kHalf)};
   __m512i low = _mm512_loadu_si512(states.data()), high = _mm512_loadu_si512(states.data() + kHalf);

@@ -126,6 +126,7 @@ Result<std::vector<Hash128>> TensorSource::hash_all(std::span<const TileId> tile
   const auto in_place = LATHE_TRY(tensors_->hash_tiles(ranges));
   for (size_t i = 0; i < there.size(); ++i) hashes[there[i]] = in_place[i];
   std::vector<TileId> rest;
+  rest.reserve(here.size());
   for (const size_t i : here) rest.push_back(tiles[i]);
   const auto read = LATHE_TRY(WeightSource::hash_all(rest, threads));
   for (size_t i = 0; i < here.size(); ++i) hashes[here[i]] = read[i];

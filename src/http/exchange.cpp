@@ -20,7 +20,7 @@ constexpr auto kSilence = std::chrono::hours(24);
 }  // namespace
 
 struct Exchange::State {
-  State(const std::string& address) : url(address), client(address) {}
+  explicit State(const std::string& address) : url(address), client(address) {}
 
   const std::string url;
   httplib::Client client;

@@ -114,6 +114,7 @@ std::vector<Point> thinned(const std::vector<Point>& points) {
 
 std::vector<Point> placed(const std::vector<Point>& points, const Axis& x, const Axis& y) {
   std::vector<Point> out;
+  out.reserve(points.size());
   for (const Point& p : points) out.push_back({x.at(p.x), y.at(p.y)});
   return out;
 }
