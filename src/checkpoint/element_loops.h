@@ -44,6 +44,7 @@ struct CodedSteps {
   void contexts_of(Element, const std::byte* values, size_t count, ContextRange range, uint8_t* contexts);   \
   /* Bits of elements that changed. */                                                                       \
   void changed_bits(Element, const std::byte* before, const std::byte* after, size_t count, uint64_t* bits); \
+  /* What becomes of elements. */                                                                            \
   void steps_of(Element, const std::byte* before, const std::byte* after, size_t count, ContextRange range,  \
                 const RareFrom& rare_from, CodedSteps<Element> out);                                         \
   /* Bits of values near an edge of their context; only of floating-point types. */                          \

@@ -89,6 +89,10 @@ double table_bits(const SymbolCounts& counts) {
   return counts[0] == total ? 0 : bits + 8 * present;
 }
 
+namespace {
+
+// Neighbouring contexts whose symbols together take no more bytes than apart, one table less included, each count what
+// all of them do.
 Histogram with_shared_tables(const Histogram& histogram) {
   Histogram shared = histogram;
   constexpr double kTable = 16;  // bits of a table besides its symbols
@@ -113,6 +117,8 @@ Histogram with_shared_tables(const Histogram& histogram) {
   }
   return shared;
 }
+
+}  // namespace
 
 SymbolModel SymbolModel::fit(const Histogram& counted, StreamShape shape) {
   const Histogram histogram = shape == StreamShape::kSmall ? with_shared_tables(counted) : counted;

@@ -216,6 +216,8 @@ void TileCodec::encode_sparse(const std::byte* before, const std::byte* after, C
   change_coder_.encode(changes_, contexts_, range.last + 1, payload);
 }
 
+namespace {
+
 // Which symbols the sample has seen, so that about how often they occur is known well enough to code them; and from
 // which on they are rare, and have yet to be counted: a symbol that has no frequency could not be coded.
 struct Sampled {
@@ -233,6 +235,8 @@ Sampled sampled(const Histogram& about) {
   }
   return often;
 }
+
+}  // namespace
 
 template <class Element>
 void TileCodec::encode_dense(const std::byte* before, const std::byte* after, ContextRange range,
