@@ -187,6 +187,8 @@ def _far_crossings(cursor, before):
     if count == 0:
         return
     shift, place = cursor.fields("B"), -1
+    if shift > 31:
+        raise Corrupt("the list of crossings has an impossible shift")
     bits = Bits(cursor.rest())
     for _ in range(count):
         gap = (bits.next_gamma() - 1) << shift

@@ -106,6 +106,8 @@ class Bits:
         zeros = 0
         while not self.next(1):
             zeros += 1
+        if zeros > 31:
+            raise Corrupt("a number is too large")
         return 1 << zeros | self.next(zeros)
 
     def exhausted(self):

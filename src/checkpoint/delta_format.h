@@ -7,7 +7,7 @@ namespace lathe::checkpoint::delta_format {
 
 inline constexpr uint64_t kMagic = 0x746C644548'54414CULL;     // "LATHEdlt"
 inline constexpr uint64_t kEndMagic = 0x646E654548'54414CULL;  // "LATHEend"
-inline constexpr uint32_t kVersion = 2, kOldestVersion = 1;    // written; and read, to it
+inline constexpr uint32_t kVersion = 2, kOldestVersion = 1;    // what is written; the oldest that is read
 inline constexpr uint64_t kFooterSize = 128;
 inline constexpr uint64_t kLeastTileEntry = 44;
 

@@ -100,7 +100,7 @@ def test_a_chain_of_versions(tmp_path):
 
 
 def test_every_damage_is_refused_and_named(tmp_path):
-    whole = (NEWEST).read_bytes()
+    whole = NEWEST.read_bytes()
     delta = lathe_delta.Delta(NEWEST)
     payloads_begin, index_begin = delta.tiles[0].offset, int.from_bytes(whole[-112:-104], "little")
     parts = {"header": (0, payloads_begin), "payloads": (payloads_begin, index_begin), "index": (index_begin, len(whole) - 128), "footer": (len(whole) - 128, len(whole))}
