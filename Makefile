@@ -16,7 +16,7 @@ test: build      ## build and run every test (CUDA=1: of build-cuda/; FUZZ=60: t
 	@$(if $(FUZZ),scripts/fuzz.sh $(FUZZ))
 
 soak: build      ## crash safety of model directories, ten million states on all cores (SOAK_STATES=n for another number)
-	@LATHE_CRASH_STATES=$${SOAK_STATES:-10000000} LATHE_CRASH_THREADS=0 LATHE_CRASH_SEED=$${SOAK_SEED:-1} build/src/checkpoint/crash_test
+	@LATHE_CRASH_STATES=$${SOAK_STATES:-10000000} LATHE_CRASH_THREADS=0 LATHE_CRASH_SEED=$${SOAK_SEED:-1} build/src/history/crash_test
 
 mutants: setup   ## break the checkpoint code on purpose, line by line: a test must notice each time
 	@python3 tools/mutants.py

@@ -19,14 +19,15 @@
 #include <utility>
 #include <vector>
 
-#include "checkpoint/bytes.h"
-#include "checkpoint/delta.h"
-#include "checkpoint/safetensors.h"
-#include "checkpoint/test_files.h"
-#include "checkpoint/ulp.h"
+#include "codec/bytes.h"
+#include "codec/ulp.h"
+#include "delta/delta_reader.h"
+#include "delta/delta_writer.h"
+#include "delta/safetensors.h"
+#include "delta/test_files.h"
 #include "io/env.h"
 
-namespace lathe::checkpoint {
+namespace lathe::delta {
 namespace {
 
 using View = std::span<const std::byte>;
@@ -280,7 +281,7 @@ Status run_synthetic() {
 }
 
 }  // namespace
-}  // namespace lathe::checkpoint
+}  // namespace lathe::delta
 
 int main(int argc, char** argv) {
   const bool synthetic = argc == 2 && std::strcmp(argv[1], "synthetic") == 0;
@@ -289,8 +290,8 @@ int main(int argc, char** argv) {
                  "usage: delta_bench MODEL.safetensors TRACE_DIR [LEARNING_RATE/STEPS] | delta_bench synthetic\n");
     return 2;
   }
-  const lathe::Status done = synthetic ? lathe::checkpoint::run_synthetic()
-                                       : lathe::checkpoint::run_trace(argv[1], argv[2], argc == 4 ? argv[3] : "");
+  const lathe::Status done =
+      synthetic ? lathe::delta::run_synthetic() : lathe::delta::run_trace(argv[1], argv[2], argc == 4 ? argv[3] : "");
   if (done.ok()) return 0;
   std::fprintf(stderr, "delta_bench: %s\n", done.error().message.c_str());
   return 1;

@@ -12,7 +12,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/model_dir.h"
+#include "delta/model_dir.h"
 #include "io/env.h"
 #include "model/model.h"
 #include "text/text.h"
@@ -43,14 +43,14 @@ Result<std::vector<data::Example>> read_examples(io::Env& env, const std::string
   return examples;
 }
 
-Status write_snapshot(io::Env& env, const checkpoint::Shard& shard, const weights::WeightStore& store,
+Status write_snapshot(io::Env& env, const delta::Shard& shard, const weights::WeightStore& store,
                       const std::string& path) {
   std::vector<std::byte> head(shard.header.data_offset);
   LATHE_TRY(shard.data->read_at(0, head));
   const auto file = LATHE_TRY(env.create(path));
   LATHE_TRY(file->append(head));
   const weights::LiveTensors live(store);
-  for (const checkpoint::TensorInfo& info : shard.header.tensors) {
+  for (const delta::TensorInfo& info : shard.header.tensors) {
     if (!live.size(info.name)) return unsupported("the model does not use " + info.name);
     std::vector<std::byte> bytes(info.size());
     LATHE_TRY(live.read(info.name, 0, bytes));
@@ -63,7 +63,7 @@ Status run(const std::string& directory, const char* texts, const std::string& o
   const at::NoGradGuard no_grad;
   io::Env& env = io::posix_env();
   const auto examples = LATHE_TRY(read_examples(env, directory, texts));
-  const auto dir = LATHE_TRY(checkpoint::ModelDir::open(env, directory));
+  const auto dir = LATHE_TRY(delta::ModelDir::open(env, directory));
   if (dir.shards().size() != 1) return unsupported("only models of one shard");
   const model::LoadedModel loaded = LATHE_TRY(model::load_model(env, directory));
   weights::Gate gate;

@@ -30,10 +30,10 @@
 #include <tuple>
 #include <vector>
 
-#include "checkpoint/export.h"
-#include "checkpoint/model_dir.h"
-#include "checkpoint/sync.h"
+#include "delta/model_dir.h"
 #include "gpu/device.h"
+#include "history/export.h"
+#include "history/sync.h"
 #include "weights/gate.h"
 #include "weights/live_tensors.h"
 
@@ -83,13 +83,13 @@ Status write_directory(const weights::WeightStore& store, const std::string& dir
   for (size_t first = 0; first < parameters.size(); first += kTensorsPerShard) {
     const auto members = parameters.subspan(first, std::min(kTensorsPerShard, parameters.size() - first));
     const std::string name = "model-" + std::to_string(100000 + first).substr(1) + ".safetensors";
-    std::vector<checkpoint::TensorInfo> infos;
+    std::vector<delta::TensorInfo> infos;
     for (const auto& parameter : members) {
-      infos.push_back({.name = parameter.name, .dtype = checkpoint::Dtype::kBF16, .shape = {kRows, kColumns}});
+      infos.push_back({.name = parameter.name, .dtype = delta::Dtype::kBF16, .shape = {kRows, kColumns}});
       index += (index.empty() ? "\"" : ",\"") + parameter.name + "\":\"" + name + "\"";
     }
     const auto file = LATHE_TRY(env.create(directory + "/" + name));
-    const std::string header = checkpoint::format_header(infos, {});
+    const std::string header = delta::format_header(infos, {});
     LATHE_TRY(file->append(std::as_bytes(std::span(header))));
     for (const auto& parameter : members) {
       bytes.resize(parameter.data.nbytes());
@@ -117,7 +117,7 @@ void train(const weights::WeightStore& store, weights::Gate& gate, c10::Device d
 }
 
 // The weights as the sync reads them, counted.
-class Counted final : public checkpoint::TensorReader {
+class Counted final : public delta::TensorReader {
  public:
   explicit Counted(const weights::WeightStore& store) : live_(store) {}
   std::optional<uint64_t> size(std::string_view tensor) const override { return live_.size(tensor); }
@@ -126,8 +126,7 @@ class Counted final : public checkpoint::TensorReader {
     return live_.read(tensor, offset, out);
   }
   bool hashes_in_place() const override { return live_.hashes_in_place(); }
-  Result<std::vector<checkpoint::Hash128>> hash_tiles(
-      std::span<const std::vector<checkpoint::TensorRange>> tiles) const override {
+  Result<std::vector<Hash128>> hash_tiles(std::span<const std::vector<delta::TensorRange>> tiles) const override {
     return live_.hash_tiles(tiles);
   }
   double gigabytes() const { return static_cast<double>(read_) / 1e9; }
@@ -183,7 +182,7 @@ class Server {
 
 struct Row {
   std::string name;
-  checkpoint::SyncReport report;
+  history::SyncReport report;
   double bus = 0;  // GB; 0 where there is none to cross
   Server::Felt felt;
 };
@@ -198,7 +197,7 @@ std::string text(double number, int digits) {
 
 void print(const Row& row, double gigabytes, double step_alone) {
   const auto& r = row.report;
-  const double changed = static_cast<double>(r.tiles_changed * checkpoint::kTileBytes) / 1e9;
+  const double changed = static_cast<double>(r.tiles_changed * kTileBytes) / 1e9;
   const double encode = changed > 0 ? r.durable_seconds - r.compare_seconds : 0;
   std::printf("| %s | %.3f | %s | %s | %s | %s | %.2f | %s | %s | %.2f | %s | %s | %.1f |\n", row.name.c_str(),
               r.compare_seconds, text(gigabytes / r.compare_seconds, 1).c_str(), text(row.bus, 2).c_str(),
@@ -212,7 +211,7 @@ void print(const Row& row, double gigabytes, double step_alone) {
 // Every byte of shards and history, as `lathe verify` reads them.
 Status measure_verify(const std::string& directory, int threads) {
   const auto begin = Clock::now();
-  const auto report = LATHE_TRY(checkpoint::verify(io::posix_env(), directory, threads));
+  const auto report = LATHE_TRY(history::verify(io::posix_env(), directory, threads));
   const double seconds = seconds_since(begin);
   if (!report.damages.empty()) return corruption(report.damages[0].where + ": " + report.damages[0].what);
   const double bytes = static_cast<double>(report.bytes);
@@ -231,8 +230,8 @@ Status measure(const Options& options, const std::string& directory) {
   LATHE_TRY(write_directory(store, directory));
   const gpu::OwnStream own(device);
   weights::Gate gate;
-  const checkpoint::SyncOptions sync_options{.apply = {.threads = options.threads}};
-  const auto sync = [&](Counted& live) { return checkpoint::sync(io::posix_env(), directory, live, {}, sync_options); };
+  const history::SyncOptions sync_options{.apply = {.threads = options.threads}};
+  const auto sync = [&](Counted& live) { return history::sync(io::posix_env(), directory, live, {}, sync_options); };
   {
     Counted live(store);
     const auto begin = Clock::now();

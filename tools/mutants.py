@@ -161,7 +161,7 @@ def first_failure():
     for test in TESTS:
         arguments = ["--gtest_filter=-*Controls*"] if test == "crash_test" else []
         try:
-            done = run(COPY / "build-core/src/checkpoint" / test, *arguments, timeout=600, env={**os.environ, "LATHE_CRASH_STATES": STATES})
+            done = run(COPY / "build-core/src/history" / test, *arguments, timeout=600, env={**os.environ, "LATHE_CRASH_STATES": STATES})
         except subprocess.TimeoutExpired:
             return f"{test}: does not end"
         if done.returncode == 0:
@@ -187,7 +187,7 @@ def main():
         originals = {}
         verdict = None
         for file, old, new in edits(MUTANTS[name]):
-            path = COPY / "src/checkpoint" / file
+            path = COPY / "src/history" / file
             text = path.read_text()
             originals.setdefault(path, text)
             if text.count(old) != 1:

@@ -10,17 +10,17 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "attach/session.h"
 #include "base/memory.h"
-#include "checkpoint/model_dir.h"
-#include "checkpoint/sync.h"
 #include "commands.h"
 #include "daemon/attach.h"
+#include "delta/model_dir.h"
 #include "gpu/device.h"
+#include "history/sync.h"
 #include "io/env.h"
 #include "model/config.h"
 #include "model/model.h"
 #include "text/text.h"
+#include "vllm/session.h"
 
 namespace lathe::cli {
 namespace {
@@ -74,7 +74,7 @@ class Doctor {
     if (directory_.empty()) return findings_;
     model::ModelConfig config;
     const bool known = read_config(config);
-    if (const auto dir = checkpoint::ModelDir::open(env_, directory_); dir.ok()) {
+    if (const auto dir = delta::ModelDir::open(env_, directory_); dir.ok()) {
       weights(*dir, known ? &config : nullptr);
     } else {
       findings_.push_back({"weights", false, dir.error().message});
@@ -98,10 +98,10 @@ class Doctor {
     return read.ok();
   }
 
-  void weights(const checkpoint::ModelDir& dir, const model::ModelConfig* config) {
+  void weights(const delta::ModelDir& dir, const model::ModelConfig* config) {
     uint64_t bytes = 0;
     bool links = false;
-    for (const checkpoint::Shard& shard : dir.shards()) {
+    for (const delta::Shard& shard : dir.shards()) {
       bytes += shard.data->size();
       const auto stat = env_.stat(directory_ + "/" + shard.file);
       links |= stat.ok() && stat->is_symlink;
@@ -145,7 +145,7 @@ class Doctor {
 
   void writable() {
     findings_.push_back(usable());
-    const auto version = checkpoint::read_version(env_, directory_);
+    const auto version = history::read_version(env_, directory_);
     findings_.push_back({"version", version.ok(), version.ok() ? std::to_string(*version) : version.error().message});
   }
 
@@ -156,7 +156,7 @@ class Doctor {
     const auto lathe = env_.exists(directory_ + "/.lathe");
     if (!lathe.ok()) return {"directory", false, lathe.error().message};
     if (*lathe) {
-      const auto lock = checkpoint::lock_directory(env_, directory_);
+      const auto lock = delta::lock_directory(env_, directory_);
       if (!lock.ok()) return {"directory", false, lock.error().message};
     }
     return {"directory", true, "writable, no other lathe process"};
@@ -180,7 +180,7 @@ class VllmDoctor {
       socket = *path;
     }
     // A session of its own: connect() stops at the first refusal.
-    auto session = attach::Session::connect(socket);
+    auto session = vllm::Session::connect(socket);
     if (!add("socket", session, socket + ", of this user alone")) return findings_;
     auto greeting = session->hello();
     if (!add("manifest", greeting, "read")) return findings_;
@@ -207,9 +207,9 @@ class VllmDoctor {
                          manifest_.engine + " " + manifest_.engine_version + ", " + manifest_.architecture + ", " +
                              std::to_string(manifest_.tensors.size()) + " tensors in " +
                              std::to_string(manifest_.memories.size()) + " memories"});
-    for (const attach::Finding& refusal : manifest_.refusals)
+    for (const vllm::Finding& refusal : manifest_.refusals)
       findings_.push_back({refusal.condition, false, refusal.found + "; " + refusal.remedy});
-    for (const attach::Finding& warning : manifest_.warnings)
+    for (const vllm::Finding& warning : manifest_.warnings)
       findings_.push_back({warning.condition, true, warning.found + "; " + warning.remedy});
   }
 
@@ -230,8 +230,8 @@ class VllmDoctor {
   // What training takes beside the weights, on their GPU. The share is that of Qwen3-8B with 16,384 tokens of context
   // (docs/performance.md); longer corrections take more.
   void room(uint64_t weights) {
-    const attach::Memory& memory = manifest_.memories.front();
-    if (memory.kind != attach::Memory::Kind::kCudaIpc) return;
+    const vllm::Memory& memory = manifest_.memories.front();
+    if (memory.kind != vllm::Memory::Kind::kCudaIpc) return;
     const auto found = gpu::inventory();
     if (!found.ok()) return;
     const auto device = std::find_if(found->devices.begin(), found->devices.end(),
@@ -248,7 +248,7 @@ class VllmDoctor {
 
   io::Env& env_ = io::posix_env();
   daemon::AttachOptions options_;
-  attach::Manifest manifest_;
+  vllm::Manifest manifest_;
   std::vector<Finding> findings_;
 };
 

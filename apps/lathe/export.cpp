@@ -1,4 +1,4 @@
-#include "checkpoint/export.h"
+#include "history/export.h"
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -21,10 +21,10 @@ struct Options {
 
 Result<Json> export_version(const Options& options) {
   io::Env& env = io::posix_env();
-  const auto lock = LATHE_TRY(checkpoint::lock_history(env, options.directory));
+  const auto lock = LATHE_TRY(delta::lock_history(env, options.directory));
   ProgressBar bar;
-  const auto history = LATHE_TRY(checkpoint::History::open(env, options.directory, {.progress = bar.callback()}));
-  LATHE_TRY(checkpoint::export_version(env, history, options.version, options.target, {.progress = bar.callback()}));
+  const auto history = LATHE_TRY(history::History::open(env, options.directory, {.progress = bar.callback()}));
+  LATHE_TRY(history::export_version(env, history, options.version, options.target, {.progress = bar.callback()}));
   return Json{{"version", options.version}, {"directory", options.target}};
 }
 

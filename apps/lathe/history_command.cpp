@@ -7,7 +7,7 @@
 #include <ctime>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/paths.h"
+#include "delta/paths.h"
 
 namespace lathe::cli {
 
@@ -19,7 +19,7 @@ ProgressBar::~ProgressBar() {
   if (visible_) std::fprintf(stderr, "\r\x1b[K");
 }
 
-checkpoint::Progress ProgressBar::callback() {
+delta::Progress ProgressBar::callback() {
   return [this](std::string_view phase, uint64_t done, uint64_t total) { show(phase, done, total); };
 }
 
@@ -53,7 +53,7 @@ int report(const char* command, bool json, const std::function<Result<Json>()>& 
 }
 
 std::string running_server(io::Env& env, const std::string& directory) {
-  const checkpoint::Paths paths(directory);
+  const delta::Paths paths(directory);
   const auto lock = env.lock(paths.owner_lock, io::IfLocked::kFail);
   if (lock.ok() || lock.error().code != Code::kConflict) return "";
   const auto text = io::read_text(env, paths.server);

@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "base/result.h"
-#include "checkpoint/source.h"
+#include "delta/source.h"
 #include "io/env.h"
 
 namespace lathe::cli {
@@ -19,7 +19,7 @@ class ProgressBar {
  public:
   ProgressBar();
   ~ProgressBar();
-  checkpoint::Progress callback();
+  delta::Progress callback();
 
  private:
   void show(std::string_view phase, uint64_t done, uint64_t total);

@@ -10,12 +10,12 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/applied.h"
-#include "checkpoint/delta.h"
-#include "checkpoint/history.h"
-#include "checkpoint/model_dir.h"
-#include "checkpoint/paths.h"
 #include "commands.h"
+#include "delta/delta_reader.h"
+#include "delta/model_dir.h"
+#include "delta/paths.h"
+#include "history/applied.h"
+#include "history/history.h"
 #include "history_command.h"
 #include "io/env.h"
 #include "optim/state_file.h"
@@ -34,13 +34,11 @@ std::string shape_text(const Json& shape) {
   return text + "]";
 }
 
-Json tensors_of(const checkpoint::Header& header, const std::string& file = "") {
+Json tensors_of(const delta::Header& header, const std::string& file = "") {
   Json tensors = Json::array();
-  for (const checkpoint::TensorInfo& info : header.tensors) {
-    Json& tensor = tensors.emplace_back(Json{{"name", info.name},
-                                             {"dtype", checkpoint::dtype_name(info.dtype)},
-                                             {"shape", info.shape},
-                                             {"bytes", info.size()}});
+  for (const delta::TensorInfo& info : header.tensors) {
+    Json& tensor = tensors.emplace_back(Json{
+        {"name", info.name}, {"dtype", delta::dtype_name(info.dtype)}, {"shape", info.shape}, {"bytes", info.size()}});
     if (!file.empty()) tensor["file"] = file;
   }
   return tensors;
@@ -117,9 +115,9 @@ void print_optimizer_tensors(const Json& state) {
 // ---- deltas
 
 Result<Json> inspect_delta(io::Env& env, const std::string& path) {
-  const checkpoint::DeltaReader reader = LATHE_TRY(checkpoint::DeltaReader::open(env, path));
+  const delta::DeltaReader reader = LATHE_TRY(delta::DeltaReader::open(env, path));
   std::map<std::string, uint64_t> changed, payload;
-  for (const checkpoint::DeltaTile& tile : reader.tiles()) {
+  for (const delta::DeltaTile& tile : reader.tiles()) {
     const std::string& file = reader.files().at(tile.id.file).name;
     ++changed[file], payload[file] += tile.payload_size;
   }
@@ -132,20 +130,20 @@ Result<Json> inspect_delta(io::Env& env, const std::string& path) {
               {"bytes", reader.file_bytes()},
               {"files", Json::array()},
               {"attachments", Json::array()}};
-  for (const checkpoint::FileLayout& file : reader.files()) {
+  for (const delta::FileLayout& file : reader.files()) {
     out["files"].push_back({{"name", file.name},
                             {"bytes", file.size},
                             {"tiles_changed", changed[file.name]},
                             {"payload_bytes", payload[file.name]}});
   }
-  for (const checkpoint::DeltaAttachment& attachment : reader.attachments())
+  for (const delta::DeltaAttachment& attachment : reader.attachments())
     out["attachments"].push_back({{"name", attachment.name}, {"bytes", attachment.size}});
-  if (const auto* record = reader.find_attachment(checkpoint::kRecordName)) {
+  if (const auto* record = reader.find_attachment(history::kRecordName)) {
     const std::string text = LATHE_TRY(reader.attachment_text(*record));
-    const checkpoint::VersionRecord parsed = checkpoint::parse_record(text);
+    const history::VersionRecord parsed = history::parse_record(text);
     out["record"] = {{"kind", parsed.kind}, {"note", parsed.note}};
   }
-  if (const auto* attached = reader.find_attachment(checkpoint::kOptimizerName)) {
+  if (const auto* attached = reader.find_attachment(history::kOptimizerName)) {
     const std::string bytes = LATHE_TRY(reader.attachment_text(*attached, uint64_t{1} << 40));
     const optim::OptimizerState state = LATHE_TRY(optim::read_state(std::as_bytes(std::span(bytes))));
     out["optimizer"] = optimizer_json(state);
@@ -180,7 +178,7 @@ void print_delta(const Json& delta) {
 // ---- tensors
 
 Result<Json> inspect_safetensors(io::Env& env, const std::string& path, const io::RandomAccessFile& file) {
-  const checkpoint::Header header = LATHE_TRY(checkpoint::read_header(file).at(path));
+  const delta::Header header = LATHE_TRY(delta::read_header(file).at(path));
   const auto format = header.metadata.find("format");
   if (format != header.metadata.end() && format->second.starts_with(kOptimizerFormat)) {
     const auto map = LATHE_TRY(env.map(path));
@@ -193,7 +191,7 @@ Result<Json> inspect_safetensors(io::Env& env, const std::string& path, const io
 }
 
 Result<Json> inspect_directory(io::Env& env, const std::string& path) {
-  const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env, path));
+  const delta::ModelDir dir = LATHE_TRY(delta::ModelDir::open(env, path));
   Json out = {{"kind", "model directory"}, {"config", nullptr}, {"version", nullptr}, {"tensors", Json::array()}};
   if (LATHE_TRY(env.exists(path + "/config.json"))) {
     const std::string text = LATHE_TRY(io::read_text(env, path + "/config.json"));
@@ -201,9 +199,9 @@ Result<Json> inspect_directory(io::Env& env, const std::string& path) {
     if (config.is_object()) out["config"] = config;
   }
   // As it stands: what a crash left is for the commands that may change something.
-  const auto applied = checkpoint::read_version(env, path);
+  const auto applied = history::read_version(env, path);
   if (applied.ok()) out["version"] = *applied;
-  for (const checkpoint::Shard& shard : dir.shards()) {
+  for (const delta::Shard& shard : dir.shards()) {
     for (const Json& tensor : tensors_of(shard.header, shard.file)) out["tensors"].push_back(tensor);
   }
   add_totals(out);

@@ -3,8 +3,8 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/history.h"
 #include "commands.h"
+#include "history/history.h"
 #include "history_command.h"
 
 namespace lathe::cli {
@@ -12,11 +12,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Result<Json> entry(const checkpoint::History& history, const checkpoint::DeltaFile& delta) {
-  const checkpoint::DeltaReader* reader = LATHE_TRY(history.reader(delta));
-  checkpoint::VersionRecord record;
-  if (const auto* attachment = reader->find_attachment(checkpoint::kRecordName)) {
-    record = checkpoint::parse_record(LATHE_TRY(reader->attachment_text(*attachment)));
+Result<Json> entry(const history::History& history, const history::DeltaFile& delta) {
+  const delta::DeltaReader* reader = LATHE_TRY(history.reader(delta));
+  history::VersionRecord record;
+  if (const auto* attachment = reader->find_attachment(history::kRecordName)) {
+    record = history::parse_record(LATHE_TRY(reader->attachment_text(*attachment)));
   }
   Json json = {{"version", delta.to},
                {"previous", delta.from},
@@ -26,18 +26,18 @@ Result<Json> entry(const checkpoint::History& history, const checkpoint::DeltaFi
                {"root", reader->info().to_root.hex()},
                {"delta_bytes", reader->file_bytes()},
                {"tiles_changed", reader->tiles().size()},
-               {"optimizer", reader->find_attachment(checkpoint::kOptimizerName) != nullptr}};
+               {"optimizer", reader->find_attachment(history::kOptimizerName) != nullptr}};
   if (record.restores) json["restores"] = *record.restores;
   return json;
 }
 
 Result<Json> read_log(const std::string& directory) {
   io::Env& env = io::posix_env();
-  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
-  const auto applied = LATHE_TRY(checkpoint::recover(env, directory));
+  const auto lock = LATHE_TRY(delta::lock_history(env, directory));
+  const auto applied = LATHE_TRY(history::recover(env, directory));
   Json json = {{"version", applied ? applied->version : 0}, {"root", nullptr}, {"versions", Json::array()}};
   if (!applied) return json;
-  const checkpoint::History history = LATHE_TRY(checkpoint::History::open(env, directory));
+  const history::History history = LATHE_TRY(history::History::open(env, directory));
   json["root"] = history.head().state.root().hex();
   for (auto delta = history.deltas().rbegin(); delta != history.deltas().rend(); ++delta) {
     json["versions"].push_back(LATHE_TRY(entry(history, *delta)));

@@ -1,4 +1,4 @@
-#include "checkpoint/prune.h"
+#include "history/prune.h"
 
 #include <CLI/CLI.hpp>
 #include <chrono>
@@ -16,7 +16,7 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   std::string directory;
-  checkpoint::Retention retention;
+  history::Retention retention;
   bool dry_run = false, json = false;
 };
 
@@ -24,9 +24,9 @@ Result<Json> prune(const Options& options) {
   const auto now =
       std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch());
   ProgressBar bar;
-  const checkpoint::PruneReport done =
-      LATHE_TRY(checkpoint::prune(io::posix_env(), options.directory, options.retention, now.count(), options.dry_run,
-                                  {.progress = bar.callback()}));
+  const history::PruneReport done =
+      LATHE_TRY(history::prune(io::posix_env(), options.directory, options.retention, now.count(), options.dry_run,
+                               {.progress = bar.callback()}));
   return Json{{"removed", done.removed},
               {"kept", done.kept},
               {"bytes_before", done.bytes_before},

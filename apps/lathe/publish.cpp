@@ -1,4 +1,4 @@
-#include "checkpoint/publish.h"
+#include "history/publish.h"
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -15,16 +15,16 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   std::string directory, link;
-  checkpoint::PublishOptions publish;
+  history::PublishOptions publish;
   bool json = false;
 };
 
 Result<Json> publish(const Options& options) {
   io::Env& env = io::posix_env();
-  const auto lock = LATHE_TRY(checkpoint::lock_history(env, options.directory));
+  const auto lock = LATHE_TRY(delta::lock_history(env, options.directory));
   ProgressBar bar;
-  const auto history = LATHE_TRY(checkpoint::History::open(env, options.directory, {.progress = bar.callback()}));
-  const checkpoint::PublishReport done = LATHE_TRY(checkpoint::publish(env, history, options.link, options.publish));
+  const auto history = LATHE_TRY(history::History::open(env, options.directory, {.progress = bar.callback()}));
+  const history::PublishReport done = LATHE_TRY(history::publish(env, history, options.link, options.publish));
   return Json{{"version", done.version},
               {"directory", done.directory},
               {"linked", done.linked},

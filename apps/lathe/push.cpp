@@ -1,4 +1,4 @@
-#include "checkpoint/push.h"
+#include "history/push.h"
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -26,22 +26,22 @@ bool is_remote(const std::string& destination) {
   return colon != std::string::npos && colon > 0 && destination.find('/') > colon;
 }
 
-Result<checkpoint::CopyState> push_remote(io::Env& env, const Options& options) {
-  const auto lock = LATHE_TRY(checkpoint::lock_history(env, options.directory));
-  const auto history = LATHE_TRY(checkpoint::History::open(env, options.directory));
+Result<history::CopyState> push_remote(io::Env& env, const Options& options) {
+  const auto lock = LATHE_TRY(delta::lock_history(env, options.directory));
+  const auto history = LATHE_TRY(history::History::open(env, options.directory));
   const size_t colon = options.destination.find(':');
   auto copy = LATHE_TRY(RemoteCopy::connect(options.ssh, options.destination.substr(0, colon), options.remote_lathe,
                                             options.destination.substr(colon + 1)));
   ProgressBar bar;
-  const auto deltas = LATHE_TRY(checkpoint::deltas_for(history, copy.state()));
-  for (const checkpoint::DeltaFile& delta : deltas) {
+  const auto deltas = LATHE_TRY(history::deltas_for(history, copy.state()));
+  for (const history::DeltaFile& delta : deltas) {
     const auto file = LATHE_TRY(env.open_read(history.paths().delta(delta.from, delta.to)));
     LATHE_TRY(copy.send(*file, bar.callback()));
   }
-  const checkpoint::CopyState state = copy.state();
+  const history::CopyState state = copy.state();
   LATHE_TRY(copy.finish());
   if (state.root != history.head().state.root()) return internal("the copy did not come to the same root");
-  LATHE_TRY(checkpoint::record_pushed(env, history.paths(), options.destination, history.head().version));
+  LATHE_TRY(history::record_pushed(env, history.paths(), options.destination, history.head().version));
   return state;
 }
 
@@ -51,10 +51,10 @@ Result<Json> push(const Options& options) {
   if (!is_remote(options.destination) && std::filesystem::equivalent(options.directory, options.destination, ignored)) {
     return invalid_argument("a directory cannot be pushed to itself");
   }
-  const auto pushed = [&]() -> Result<checkpoint::CopyState> {
+  const auto pushed = [&]() -> Result<history::CopyState> {
     if (is_remote(options.destination)) return push_remote(env, options);
     ProgressBar bar;
-    return checkpoint::push(env, options.directory, options.destination, {.progress = bar.callback()});
+    return history::push(env, options.directory, options.destination, {.progress = bar.callback()});
   }();
   if (!pushed.ok()) return pushed.error();
   return Json{{"version", pushed->version}, {"root", pushed->root.hex()}, {"destination", options.destination}};
@@ -63,23 +63,23 @@ Result<Json> push(const Options& options) {
 // The far side of a push: states on standard output, deltas on standard input (docs/protocols/push.md).
 int receive(const std::string& directory) {
   io::Env& env = io::posix_env();
-  const auto say = [](const Result<checkpoint::CopyState>& state) {
+  const auto say = [](const Result<history::CopyState>& state) {
     const Json json = state.ok() ? Json{{"version", state->version}, {"root", state->root.hex()}}
                                  : Json{{"error", state.error().message}};
     std::printf("%s\n", json.dump().c_str());
     std::fflush(stdout);
     return state.ok();
   };
-  const checkpoint::ReadBytes read = [](std::span<std::byte> out) -> Status {
+  const history::ReadBytes read = [](std::span<std::byte> out) -> Status {
     if (std::fread(out.data(), 1, out.size(), stdin) == out.size()) return {};
     return Error{Code::kUnavailable, "the sender went away"};
   };
-  if (!say(checkpoint::copy_state(env, directory))) return 1;
+  if (!say(history::copy_state(env, directory))) return 1;
   for (;;) {
     uint64_t size = 0;
     if (!read(std::as_writable_bytes(std::span(&size, 1))).ok()) return 1;
     if (size == 0) return 0;
-    if (!say(checkpoint::receive(env, directory, size, read))) return 1;
+    if (!say(history::receive(env, directory, size, read))) return 1;
   }
 }
 

@@ -29,7 +29,7 @@ Error gone() {
 struct RemoteCopy::Process {
   pid_t id = -1;
   std::FILE *to = nullptr, *from = nullptr;
-  checkpoint::CopyState state;
+  history::CopyState state;
 
   ~Process() {
     if (to) std::fclose(to);
@@ -42,7 +42,7 @@ RemoteCopy::RemoteCopy(std::unique_ptr<Process> process) : process_(std::move(pr
 RemoteCopy::RemoteCopy(RemoteCopy&&) noexcept = default;
 RemoteCopy::~RemoteCopy() = default;
 
-const checkpoint::CopyState& RemoteCopy::state() const {
+const history::CopyState& RemoteCopy::state() const {
   return process_->state;
 }
 
@@ -87,11 +87,11 @@ Status RemoteCopy::read_state() {
     return gone();
   }
   process_->state = {.version = json["version"].get<int64_t>(),
-                     .root = LATHE_TRY(checkpoint::Root::from_hex(json["root"].get<std::string>()))};
+                     .root = LATHE_TRY(Root::from_hex(json["root"].get<std::string>()))};
   return {};
 }
 
-Status RemoteCopy::send(const io::RandomAccessFile& delta, const checkpoint::Progress& progress) {
+Status RemoteCopy::send(const io::RandomAccessFile& delta, const delta::Progress& progress) {
   const uint64_t size = delta.size();
   if (std::fwrite(&size, sizeof size, 1, process_->to) != 1) return gone();
   std::vector<std::byte> buffer(std::min<uint64_t>(size, uint64_t{1} << 20));

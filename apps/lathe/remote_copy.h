@@ -8,7 +8,7 @@
 #include <string>
 
 #include "base/result.h"
-#include "checkpoint/push.h"
+#include "history/push.h"
 #include "io/env.h"
 
 namespace lathe::cli {
@@ -21,9 +21,9 @@ class RemoteCopy {
   RemoteCopy(RemoteCopy&&) noexcept;
   ~RemoteCopy();
 
-  const checkpoint::CopyState& state() const;
+  const history::CopyState& state() const;
   // Returns once the copy has made the delta durable, applied it, and said what it is now.
-  Status send(const io::RandomAccessFile& delta, const checkpoint::Progress& progress);
+  Status send(const io::RandomAccessFile& delta, const delta::Progress& progress);
   // Ends the program there; its exit code must be 0.
   Status finish();
 

@@ -4,9 +4,9 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "checkpoint/sync.h"
 #include "client.h"
 #include "commands.h"
+#include "history/sync.h"
 #include "history_command.h"
 
 namespace lathe::cli {
@@ -26,12 +26,12 @@ Result<Json> roll_back(const Options& options) {
     auto client = LATHE_TRY(Client::create(server, options.api_key));
     return client.post("/v1/rollback", options.version ? Json{{"version", *options.version}} : Json::object());
   }
-  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, options.directory));
+  const auto lock = LATHE_TRY(delta::lock_directory(env, options.directory));
   ProgressBar bar;
-  checkpoint::SyncOptions how;
+  history::SyncOptions how;
   how.materialize = options.materialize;
   how.apply.progress = bar.callback();
-  const auto done = LATHE_TRY(checkpoint::rollback(env, options.directory, options.version, {}, how));
+  const auto done = LATHE_TRY(history::rollback(env, options.directory, options.version, {}, how));
   return Json{{"version", done.version}, {"previous", done.previous},       {"restores", done.restores.value_or(0)},
               {"root", done.root.hex()}, {"delta_bytes", done.delta_bytes}, {"bytes_written", done.bytes_written},
               {"seconds", done.seconds}};

@@ -1,4 +1,4 @@
-#include "checkpoint/sync.h"
+#include "history/sync.h"
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -20,7 +20,7 @@ struct Options {
   int threads = 0;
 };
 
-Json to_json(const checkpoint::SyncReport& report) {
+Json to_json(const history::SyncReport& report) {
   return {{"version", report.version},
           {"previous", report.previous},
           {"root", report.root.hex()},
@@ -36,15 +36,15 @@ Json to_json(const checkpoint::SyncReport& report) {
 
 Result<Json> import(const Options& options) {
   io::Env& env = io::posix_env();
-  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, options.directory));
-  const auto tensors = LATHE_TRY(checkpoint::DirectoryTensors::open(env, options.from, options.directory));
+  const auto lock = LATHE_TRY(delta::lock_directory(env, options.directory));
+  const auto tensors = LATHE_TRY(history::DirectoryTensors::open(env, options.from, options.directory));
   ProgressBar bar;
-  checkpoint::SyncOptions how;
+  history::SyncOptions how;
   how.record.kind = "import";
   how.record.note = options.note.empty() ? "from " + options.from : options.note;
   how.materialize = options.materialize;
   how.apply = {.threads = options.threads, .progress = bar.callback()};
-  return to_json(LATHE_TRY(checkpoint::sync(env, options.directory, tensors, {}, how)));
+  return to_json(LATHE_TRY(history::sync(env, options.directory, tensors, {}, how)));
 }
 
 Result<Json> sync_server(const Options& options) {

@@ -8,10 +8,10 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "checkpoint/history.h"
-#include "checkpoint/sync.h"
 #include "commands.h"
 #include "gpu/device.h"
+#include "history/history.h"
+#include "history/sync.h"
 #include "model/model.h"
 #include "optim/state_file.h"
 #include "text/text.h"
@@ -65,18 +65,18 @@ void print_outcome(const TrainOptions& options, const train::RunOutcome& outcome
 
 // Finishes what a crash interrupted.
 Status recover(io::Env& env, const std::string& directory) {
-  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
-  LATHE_TRY(checkpoint::recover(env, directory));
+  const auto lock = LATHE_TRY(delta::lock_history(env, directory));
+  LATHE_TRY(history::recover(env, directory));
   return {};
 }
 
 // The optimizer state of the version that the directory holds.
 Status restore_optimizer(io::Env& env, const std::string& directory, optim::Optimizer& optimizer) {
-  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
-  const auto history = LATHE_TRY(checkpoint::History::open(env, directory));
-  const checkpoint::DeltaFile* delta = history.leading_to(history.head().version);
-  const checkpoint::DeltaReader* reader = delta ? LATHE_TRY(history.reader(*delta)) : nullptr;
-  const auto* state = reader ? reader->find_attachment(checkpoint::kOptimizerName) : nullptr;
+  const auto lock = LATHE_TRY(delta::lock_history(env, directory));
+  const auto history = LATHE_TRY(history::History::open(env, directory));
+  const history::DeltaFile* delta = history.leading_to(history.head().version);
+  const delta::DeltaReader* reader = delta ? LATHE_TRY(history.reader(*delta)) : nullptr;
+  const auto* state = reader ? reader->find_attachment(history::kOptimizerName) : nullptr;
   if (!state) {
     return not_found("version " + std::to_string(history.head().version) + " of " + directory +
                      " has no optimizer state to go on with; leave out --keep-optimizer");
@@ -174,7 +174,7 @@ Result<bool> train(const TrainOptions& options) {
   const train::RunSettings settings = LATHE_TRY(options.settings());
   LATHE_TRY(settings.validate());
   const c10::Device device = LATHE_TRY(gpu::open(options.device));
-  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, options.directory));
+  const auto lock = LATHE_TRY(delta::lock_directory(env, options.directory));
   LATHE_TRY(recover(env, options.directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
   const model::LoadedModel loaded = LATHE_TRY(model::load_model(env, options.directory, {.device = device}));

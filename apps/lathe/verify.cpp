@@ -3,8 +3,8 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/export.h"
 #include "commands.h"
+#include "history/export.h"
 #include "history_command.h"
 
 namespace lathe::cli {
@@ -12,9 +12,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Json to_json(const checkpoint::Verification& checked) {
+Json to_json(const history::Verification& checked) {
   Json damages = Json::array();
-  for (const checkpoint::Damage& damage : checked.damages) {
+  for (const history::Damage& damage : checked.damages) {
     damages.push_back({{"where", damage.where}, {"what", damage.what}});
   }
   return {{"version", checked.version}, {"root", checked.root.hex()}, {"bytes", checked.bytes},
@@ -52,7 +52,7 @@ Run add_verify(CLI::App& app) {
         [&]() -> Result<Json> {
           ProgressBar bar;
           const auto checked =
-              LATHE_TRY(checkpoint::verify(io::posix_env(), options->directory, options->threads, bar.callback()));
+              LATHE_TRY(history::verify(io::posix_env(), options->directory, options->threads, bar.callback()));
           damaged = !checked.damages.empty();
           return to_json(checked);
         },

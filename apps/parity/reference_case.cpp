@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "checkpoint/safetensors.h"
+#include "delta/safetensors.h"
 #include "train/backward.h"
 
 namespace lathe::parity {
@@ -38,11 +38,11 @@ double relative_error(const at::Tensor& ours, const at::Tensor& theirs) {
 
 Result<Tensors> read_tensors(io::Env& env, const std::string& path) {
   const auto file = LATHE_TRY(env.map(path));
-  const auto header = LATHE_TRY(checkpoint::parse_header(file->bytes(), file->bytes().size()).at(path));
+  const auto header = LATHE_TRY(delta::parse_header(file->bytes(), file->bytes().size()).at(path));
   Tensors tensors;
   for (const auto& info : header.tensors) {
-    const bool floating = info.dtype == checkpoint::Dtype::kF32;
-    if (!floating && info.dtype != checkpoint::Dtype::kI64)
+    const bool floating = info.dtype == delta::Dtype::kF32;
+    if (!floating && info.dtype != delta::Dtype::kI64)
       return unsupported(path + ": " + info.name + " is neither F32 nor I64");
     const auto* data = file->bytes().data() + header.data_offset + info.begin;
     tensors[info.name] =

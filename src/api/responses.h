@@ -9,17 +9,9 @@
 #include <string_view>
 #include <vector>
 
-#include "base/result.h"
 #include "store/store.h"
 
 namespace lathe::api {
-
-// {"error": {"message", "type", "param", "code"}} and the status it goes with.
-struct ErrorBody {
-  int status = 500;
-  std::string json;
-};
-ErrorBody error_body(const Error& error);
 
 // What every generation response carries.
 struct ResponseHead {

@@ -4,7 +4,7 @@
 #include <span>
 
 #include "api/requests.h"
-#include "checkpoint/hash.h"
+#include "base/hash.h"
 
 namespace lathe::api {
 namespace {
@@ -24,7 +24,7 @@ Result<TrainingFile> read_training_file(const std::string& path, TrainingFormat 
   std::ifstream file(path, std::ios::binary);
   if (!file) return not_found("cannot open " + path);
   TrainingFile out;
-  checkpoint::Blake3 hash;
+  Blake3 hash;
   const auto add = [&](const LearnExample& parsed) -> Status {
     out.examples.push_back(LATHE_TRY(tokenise(parsed, text, vocab_size, max_positions)));
     return {};

@@ -6,10 +6,7 @@
 #include <filesystem>
 #include <thread>
 
-#include "attach/proxy.h"
-#include "attach/shared_memory.h"
 #include "base/log.h"
-#include "checkpoint/sync.h"
 #include "daemon/learner.h"
 #include "daemon/learning_routes.h"
 #include "daemon/process.h"
@@ -17,9 +14,12 @@
 #include "daemon/weight_holder.h"
 #include "gpu/device.h"
 #include "gpu/ipc_memory.h"
+#include "history/sync.h"
 #include "http/server.h"
 #include "text/foreign_tokens.h"
-#include "weights/import.h"
+#include "vllm/import.h"
+#include "vllm/proxy.h"
+#include "vllm/shared_memory.h"
 
 namespace lathe::daemon {
 namespace {
@@ -29,7 +29,7 @@ constexpr std::chrono::seconds kLease{120};
 
 class VllmWeights final : public WeightHolder {
  public:
-  VllmWeights(attach::Session& session, bool live) : session_(session), live_(live) {}
+  VllmWeights(vllm::Session& session, bool live) : session_(session), live_(live) {}
 
   Status begin() override {
     LATHE_TRY(session_.begin(kLease, !live_));
@@ -43,7 +43,7 @@ class VllmWeights final : public WeightHolder {
   Status durable() override { return session_.durable(); }
 
  private:
-  attach::Session& session_;
+  vllm::Session& session_;
   const bool live_;
 };
 
@@ -68,23 +68,23 @@ Result<std::string> shared_directory(const std::string& asked, const std::string
 
 struct Mapped {
   c10::Device device{c10::DeviceType::CPU};
-  std::vector<weights::MappedMemory> memories;
+  std::vector<vllm::MappedMemory> memories;
 };
 
-Result<Mapped> map_shared(const attach::Manifest& manifest) {
+Result<Mapped> map_shared(const vllm::Manifest& manifest) {
   Mapped mapped;
-  for (const attach::Memory& memory : manifest.memories) {
-    if (memory.kind != attach::Memory::Kind::kShared) return unsupported("vLLM's weights are on CPUs and GPUs at once");
-    const auto shared = LATHE_TRY(attach::SharedMemory::map(memory));
+  for (const vllm::Memory& memory : manifest.memories) {
+    if (memory.kind != vllm::Memory::Kind::kShared) return unsupported("vLLM's weights are on CPUs and GPUs at once");
+    const auto shared = LATHE_TRY(vllm::SharedMemory::map(memory));
     mapped.memories.push_back({shared->data(), shared});
   }
   return mapped;
 }
 
-Result<Mapped> map_cuda(const attach::Manifest& manifest) {
+Result<Mapped> map_cuda(const vllm::Manifest& manifest) {
   Mapped mapped{.device = LATHE_TRY(gpu::open_uuid(manifest.memories.front().uuid))};
-  for (const attach::Memory& memory : manifest.memories) {
-    if (memory.kind != attach::Memory::Kind::kCudaIpc || memory.uuid != manifest.memories.front().uuid)
+  for (const vllm::Memory& memory : manifest.memories) {
+    if (memory.kind != vllm::Memory::Kind::kCudaIpc || memory.uuid != manifest.memories.front().uuid)
       return unsupported("vLLM's weights are on more than one device; start it on one GPU");
     const auto ipc = LATHE_TRY(gpu::IpcMemory::open(mapped.device, memory.handle, memory.bytes));
     mapped.memories.push_back({static_cast<std::byte*>(ipc->data()), ipc});
@@ -92,15 +92,15 @@ Result<Mapped> map_cuda(const attach::Manifest& manifest) {
   return mapped;
 }
 
-Result<Mapped> map_memories(const attach::Manifest& manifest) {
+Result<Mapped> map_memories(const vllm::Manifest& manifest) {
   if (manifest.memories.empty()) return invalid_argument("vLLM's manifest names no weights");
-  const bool cuda = manifest.memories.front().kind == attach::Memory::Kind::kCudaIpc;
+  const bool cuda = manifest.memories.front().kind == vllm::Memory::Kind::kCudaIpc;
   return cuda ? map_cuda(manifest) : map_shared(manifest);
 }
 
 // Brings live weights and directory together, or says how. True if the live weights are to become a version of their
 // own.
-Result<bool> settle_difference(io::Env& env, attach::Session& session, const Imported& imported, OnDifference choice) {
+Result<bool> settle_difference(io::Env& env, vllm::Session& session, const Imported& imported, OnDifference choice) {
   auto names = LATHE_TRY(differing(env, imported));
   if (names.empty()) return false;
   if (choice == OnDifference::kAdopt) {
@@ -151,24 +151,24 @@ std::string health(const Learner& learner, const std::string& model, std::chrono
 
 }  // namespace
 
-Result<Imported> import_manifest(io::Env& env, const std::string& asked, const attach::Manifest& manifest) {
+Result<Imported> import_manifest(io::Env& env, const std::string& asked, const vllm::Manifest& manifest) {
   const std::string directory = LATHE_TRY(shared_directory(asked, manifest.directory));
   model::ModelConfig config = LATHE_TRY(model::read_config(env, directory));
   const Mapped mapped = LATHE_TRY(map_memories(manifest));
   const auto specs = model::Model::parameter_specs(config);
   weights::WeightStore store =
-      LATHE_TRY(weights::import_weights(manifest, mapped.memories, mapped.device, specs, config.prefix));
+      LATHE_TRY(vllm::import_weights(manifest, mapped.memories, mapped.device, specs, config.prefix));
   model::LoadedModel loaded{.store = std::make_unique<weights::WeightStore>(std::move(store))};
   loaded.model = std::make_unique<model::Model>(std::move(config), *loaded.store);
   return Imported{directory, std::move(loaded)};
 }
 
 Result<std::vector<std::string>> differing(io::Env& env, const Imported& imported) {
-  const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env, imported.directory));
-  return weights::differing_parts(*imported.loaded.store, dir);
+  const delta::ModelDir dir = LATHE_TRY(delta::ModelDir::open(env, imported.directory));
+  return vllm::differing_parts(*imported.loaded.store, dir);
 }
 
-Status compare_tokens(const text::Text& text, const attach::Server& server) {
+Status compare_tokens(const text::Text& text, const vllm::Server& server) {
   if (!text.has_chat_template()) return {};
   const std::vector<text::Message> messages = {{.role = "user", .content = "What flows through Velmora? \xC2\xB5 1+1"}};
   const auto ours = LATHE_TRY(text.prompt(messages, {}));
@@ -187,15 +187,15 @@ Status attach(const AttachOptions& options, config::Settings settings, const std
   const auto started = std::chrono::steady_clock::now();
   if (settings.compute_threads > 0) at::set_num_threads(settings.compute_threads);
   const std::string socket = options.socket.empty() ? LATHE_TRY(options.server.socket_path()) : options.socket;
-  attach::Session session = LATHE_TRY(attach::Session::connect(socket));
-  const attach::Session::Greeting greeting = LATHE_TRY(session.hello());
-  const attach::Manifest& manifest = greeting.ranks.front();
-  LATHE_TRY(attach::check_refusals(manifest));
-  for (const attach::Finding& warning : manifest.warnings)
+  vllm::Session session = LATHE_TRY(vllm::Session::connect(socket));
+  const vllm::Session::Greeting greeting = LATHE_TRY(session.hello());
+  const vllm::Manifest& manifest = greeting.ranks.front();
+  LATHE_TRY(vllm::check_refusals(manifest));
+  for (const vllm::Finding& warning : manifest.warnings)
     log::warning("vLLM: " + warning.condition + " (" + warning.found + "): " + warning.remedy);
   Imported imported = LATHE_TRY(import_manifest(env, options.directory, manifest));
   const std::string& directory = imported.directory;
-  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, directory));
+  const auto lock = LATHE_TRY(delta::lock_directory(env, directory));
   const int64_t on_disk = LATHE_TRY(recovered_version(env, directory));
   const bool adopt = LATHE_TRY(settle_difference(env, session, imported, options.on_difference));
   const text::Text text = LATHE_TRY(text::Text::load(env, directory));
@@ -208,7 +208,7 @@ Status attach(const AttachOptions& options, config::Settings settings, const std
   if (adopt) learner.adopt();
   const std::string name = settings.served_name.empty() ? name_of(directory) : settings.served_name;
   LearningRoutes learning(text, imported.loaded.model->config(), learner, *store, settings, grade(text, options));
-  attach::Proxy proxy(
+  vllm::Proxy proxy(
       options.server, [&] { return learner.version(); }, *store, settings.keep_completions);
   http::Server server(server_options(settings));
   learning.add_routes(server);

@@ -9,13 +9,13 @@
 #include <functional>
 #include <string>
 
-#include "attach/server.h"
-#include "attach/session.h"
 #include "base/result.h"
 #include "config/settings.h"
 #include "io/env.h"
 #include "model/model.h"
 #include "text/text.h"
+#include "vllm/server.h"
+#include "vllm/session.h"
 
 namespace lathe::daemon {
 
@@ -26,7 +26,7 @@ enum class OnDifference { kRefuse, kRestore, kAdopt };
 enum class Tokens { kOurs, kServer };
 
 struct AttachOptions {
-  attach::Server server;  // url may be empty if `socket` is given; then tokens are not compared
+  vllm::Server server;    // url may be empty if `socket` is given; then tokens are not compared
   std::string socket;     // of the plugin; empty: the server says
   std::string directory;  // empty: vLLM's
   OnDifference on_difference = OnDifference::kRefuse;
@@ -42,14 +42,14 @@ struct Imported {
 };
 
 // Checks, maps, changes nothing. Refuses by name whatever Lathe does not understand; the engine's own refusals are
-// attach::check_refusals(). `directory`: empty, or what must be vLLM's.
-Result<Imported> import_manifest(io::Env& env, const std::string& directory, const attach::Manifest& manifest);
+// vllm::check_refusals(). `directory`: empty, or what must be vLLM's.
+Result<Imported> import_manifest(io::Env& env, const std::string& directory, const vllm::Manifest& manifest);
 
 // Names of tensors whose live bytes are not those on disk.
 Result<std::vector<std::string>> differing(io::Env& env, const Imported& imported);
 
 // Whether the server cuts a conversation into the tokens that `text`, the directory's, gives. kConflict if not.
-Status compare_tokens(const text::Text& text, const attach::Server& server);
+Status compare_tokens(const text::Text& text, const vllm::Server& server);
 
 // Teaches until a signal, or until vLLM is gone (an error, after what was learned has been made durable). `ready` is
 // called with the port once requests are answered.

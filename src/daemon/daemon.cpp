@@ -5,7 +5,6 @@
 #include <thread>
 
 #include "base/log.h"
-#include "checkpoint/sync.h"
 #include "daemon/learner.h"
 #include "daemon/learning_routes.h"
 #include "daemon/process.h"
@@ -13,6 +12,7 @@
 #include "daemon/service.h"
 #include "engine/engine.h"
 #include "gpu/device.h"
+#include "history/sync.h"
 #include "http/server.h"
 
 namespace lathe::daemon {
@@ -22,7 +22,7 @@ Status serve(const std::string& directory, config::Settings settings, const std:
   io::Env& env = io::posix_env();
   const c10::Device device = LATHE_TRY(gpu::open(settings.device));
   if (settings.compute_threads > 0) at::set_num_threads(settings.compute_threads);
-  const auto lock = LATHE_TRY(checkpoint::lock_directory(env, directory));
+  const auto lock = LATHE_TRY(delta::lock_directory(env, directory));
   const int64_t on_disk = LATHE_TRY(recovered_version(env, directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, directory));
   model::LoadedModel loaded = LATHE_TRY(model::load_model(env, directory, {.device = device}));

@@ -14,10 +14,10 @@
 #include <map>
 #include <memory>
 
-#include "attach/session.h"
 #include "daemon/attach.h"
 #include "gpu/device.h"
 #include "train/trainer.h"
+#include "vllm/session.h"
 
 namespace lathe::daemon {
 namespace {
@@ -172,14 +172,14 @@ class GpuAttach : public ::testing::TestWithParam<const char*> {
   std::string directory() const { return Model::of(GetParam()).directory(); }
 
   struct Connection {
-    attach::Session session;
-    attach::Manifest manifest;
+    vllm::Session session;
+    vllm::Manifest manifest;
     Imported imported;
   };
   Result<Connection> attach_to(const Exporter& exporter) const {
-    attach::Session session = LATHE_TRY(attach::Session::connect(exporter.socket));
+    vllm::Session session = LATHE_TRY(vllm::Session::connect(exporter.socket));
     auto greeting = LATHE_TRY(session.hello());
-    LATHE_TRY(attach::check_refusals(greeting.ranks.front()));
+    LATHE_TRY(vllm::check_refusals(greeting.ranks.front()));
     Imported imported = LATHE_TRY(import_manifest(io::posix_env(), "", greeting.ranks.front()));
     return Connection{std::move(session), std::move(greeting.ranks.front()), std::move(imported)};
   }

@@ -5,8 +5,9 @@
 
 #include "base/heap.h"
 #include "base/log.h"
-#include "checkpoint/model_dir.h"
+#include "delta/model_dir.h"
 #include "gpu/device.h"
+#include "http/error_body.h"
 #include "weights/live_tensors.h"
 
 namespace lathe::daemon {
@@ -83,7 +84,7 @@ Result<std::future<store::Job>> Learner::submit(LearnTask task, const std::strin
   const Status queued =
       enqueue([this, promise, task = std::move(task)] { promise->set_value(learn(task, stop_)); }, /*bounded=*/true);
   if (!queued.ok()) {
-    LATHE_TRY(store_.set_job(id, "failed", api::error_body(queued.error()).json));
+    LATHE_TRY(store_.set_job(id, "failed", http::error_body(queued.error()).json));
     return queued.error();
   }
   return future;
@@ -157,12 +158,12 @@ store::Job Learner::learn(const LearnTask& task, std::stop_token stop) {
               std::to_string(result->loss_before) + " -> " + std::to_string(result->loss_after) + " in " +
               std::to_string(result->seconds) + " s");
   } else {
-    record("failed", api::error_body(result.error()).json);
+    record("failed", http::error_body(result.error()).json);
     log::warning("job " + task.job_id + " failed: " + result.error().message);
   }
   const auto job = store_.job(task.job_id);
   if (job.ok()) return *job;
-  return {.id = task.job_id, .state = "failed", .result_json = api::error_body(job.error()).json};
+  return {.id = task.job_id, .state = "failed", .result_json = http::error_body(job.error()).json};
 }
 
 Result<train::StepReport> Learner::commit(train::Trainer& trainer, train::StepProposal proposal) {
@@ -236,7 +237,7 @@ Result<api::LearnResult> Learner::teach(const LearnTask& task, std::stop_token s
 
 namespace {
 
-api::SyncResult result_of(const checkpoint::SyncReport& report) {
+api::SyncResult result_of(const history::SyncReport& report) {
   return {.version = report.version,
           .restores = report.restores,
           .delta_bytes = report.delta_bytes,
@@ -260,13 +261,13 @@ Result<api::SyncResult> Learner::sync_now() {
     return internal(
         "a change of the weights ended half-way: there is no version to sync; start again from the directory");
   if (version_ == synced_version_) return api::SyncResult{.version = version_};
-  checkpoint::SyncOptions options{.record = {.kind = "learn",
-                                             .note = std::to_string(unsynced_jobs_) + " corrections, " +
-                                                     std::to_string(unsynced_steps_) + " steps"},
-                                  .materialize = settings_.materialize,
-                                  .even_if_equal = true};
-  const checkpoint::SyncReport report =
-      LATHE_TRY(checkpoint::sync(env_, directory_, weights::LiveTensors(*loaded_.store), version_, options));
+  history::SyncOptions options{.record = {.kind = "learn",
+                                          .note = std::to_string(unsynced_jobs_) + " corrections, " +
+                                                  std::to_string(unsynced_steps_) + " steps"},
+                               .materialize = settings_.materialize,
+                               .even_if_equal = true};
+  const history::SyncReport report =
+      LATHE_TRY(history::sync(env_, directory_, weights::LiveTensors(*loaded_.store), version_, options));
   synced_version_ = version_.load();
   if (holder_) {
     const Status told = holder_->durable();
@@ -284,8 +285,8 @@ Result<api::SyncResult> Learner::roll_back_now(std::optional<int64_t> target) {
   // What is only in memory becomes durable first, so that rolling back can itself be undone.
   LATHE_TRY(sync_now());
   const auto begin = Clock::now();
-  const checkpoint::SyncReport report = LATHE_TRY(checkpoint::rollback(env_, directory_, target, last_number_ + 1));
-  const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env_, directory_));
+  const history::SyncReport report = LATHE_TRY(history::rollback(env_, directory_, target, last_number_ + 1));
+  const delta::ModelDir dir = LATHE_TRY(delta::ModelDir::open(env_, directory_));
   last_number_ = synced_version_ = report.version;
   // Nothing is changed by what cannot be read; version_ differs from the directory's, so the next sync goes on from it.
   LATHE_TRY(loaded_.store->check_reload(dir).at("the directory was rolled back, the served weights were not"));

@@ -21,10 +21,10 @@
 
 #include "api/responses.h"
 #include "base/result.h"
-#include "checkpoint/sync.h"
 #include "config/settings.h"
 #include "daemon/weight_holder.h"
 #include "data/example.h"
+#include "history/sync.h"
 #include "io/env.h"
 #include "model/model.h"
 #include "store/store.h"

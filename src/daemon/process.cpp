@@ -3,7 +3,7 @@
 #include <filesystem>
 
 #include "base/log.h"
-#include "checkpoint/sync.h"
+#include "history/sync.h"
 
 namespace lathe::daemon {
 
@@ -26,13 +26,13 @@ void Signals::release() const {
 }
 
 Result<int64_t> recovered_version(io::Env& env, const std::string& directory) {
-  const auto lock = LATHE_TRY(checkpoint::lock_history(env, directory));
-  LATHE_TRY(checkpoint::recover(env, directory));
-  return checkpoint::read_version(env, directory);
+  const auto lock = LATHE_TRY(delta::lock_history(env, directory));
+  LATHE_TRY(history::recover(env, directory));
+  return history::read_version(env, directory);
 }
 
 Announcement::Announcement(io::Env& env, const std::string& directory, const config::Settings& settings, int port)
-    : env_(env), path_(checkpoint::Paths(directory).server) {
+    : env_(env), path_(delta::Paths(directory).server) {
   const bool any = settings.host == "0.0.0.0" || settings.host == "::";
   const std::string url = "http://" + (any ? "127.0.0.1" : settings.host) + ":" + std::to_string(port);
   const Status written = io::write_text_atomically(env_, path_, "{\"url\": \"" + url + "\"}");

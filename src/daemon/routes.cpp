@@ -4,6 +4,7 @@
 #include <random>
 
 #include "api/responses.h"
+#include "http/error_body.h"
 
 namespace lathe::daemon {
 
@@ -28,7 +29,7 @@ http::Options server_options(const config::Settings& settings) {
 }
 
 http::Response respond(const Error& error) {
-  const api::ErrorBody body = api::error_body(error);
+  const http::ErrorBody body = http::error_body(error);
   return {.status = body.status, .body = body.json};
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "daemon/routes.h"
+#include "http/error_body.h"
 
 namespace lathe::daemon {
 Service::Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, Learner& learner,
@@ -163,7 +164,7 @@ http::Response Service::stream(std::shared_ptr<engine::TextStream> stream, const
     for (;;) {
       auto delta = stream->next();
       if (!delta.ok()) {
-        send(api::error_body(delta.error()).json);
+        send(http::error_body(delta.error()).json);
         return;
       }
       if (!*delta) break;

@@ -5,7 +5,7 @@
 
 #include <thread>
 
-#include "checkpoint/safetensors.h"
+#include "delta/safetensors.h"
 #include "io/env.h"
 
 namespace lathe::engine {
@@ -19,7 +19,7 @@ struct Golden {
     EXPECT_TRUE(result.ok());
     loaded = std::move(*result);
     const auto file = io::posix_env().map(directory + "/reference.safetensors").value();
-    const auto header = checkpoint::parse_header(file->bytes(), file->bytes().size()).value();
+    const auto header = delta::parse_header(file->bytes(), file->bytes().size()).value();
     for (const auto& info : header.tensors) {
       if (info.name != "greedy.prompt" && info.name != "greedy.output") continue;
       const auto* ids = reinterpret_cast<const int64_t*>(file->bytes().data() + header.data_offset + info.begin);

@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "api/responses.h"
 #include "base/log.h"
+#include "http/error_body.h"
 
 namespace lathe::http {
 namespace {
@@ -32,7 +32,7 @@ bool equal_in_constant_time(std::string_view a, std::string_view b) {
 }
 
 void write_error(httplib::Response& response, const Error& error, int status = 0) {
-  const api::ErrorBody body = api::error_body(error);
+  const ErrorBody body = error_body(error);
   response.status = status ? status : body.status;
   if (error.code == Code::kExhausted) response.set_header("Retry-After", "1");
   response.set_content(body.json, "application/json");

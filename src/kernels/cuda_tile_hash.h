@@ -1,4 +1,4 @@
-// checkpoint::hash_tile on a GPU, of tiles whose bytes lie in several places of its memory, to the same bits.
+// hash_tile on a GPU, of tiles whose bytes lie in several places of its memory, to the same bits.
 //
 // The server's weights can so be compared with the last durable version without crossing the bus. Four threads hash a
 // block of 4 KiB; blocks that lie whole and aligned in one place, which nearly all do, are read 16 bytes at a time.

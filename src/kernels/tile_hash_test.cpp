@@ -6,13 +6,13 @@
 #include <random>
 #include <vector>
 
-#include "checkpoint/hash.h"
+#include "base/hash.h"
 
 namespace lathe::kernels::xxh3 {
 namespace {
 
 Keys keys() {
-  const auto secret = checkpoint::hash_secret();
+  const auto secret = hash_secret();
   return make_keys(reinterpret_cast<const unsigned char*>(secret.data()));
 }
 
@@ -38,7 +38,7 @@ TEST(TileHash, FourThreadsFindTheLibrarysHash) {
     std::vector<std::byte> block(4096), hashes(8192);
     for (std::byte& b : block) b = round == 0 ? std::byte{0} : static_cast<std::byte>(random());
     for (std::byte& b : hashes) b = static_cast<std::byte>(random());
-    const auto expected = checkpoint::checksum128(block), outer = checkpoint::checksum128(hashes);
+    const auto expected = checksum128(block), outer = checksum128(hashes);
     EXPECT_EQ(hash<4>(block).a, expected.low);
     EXPECT_EQ(hash<4>(block).b, expected.high);
     EXPECT_EQ(hash<8>(hashes).a, outer.low);

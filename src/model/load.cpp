@@ -1,7 +1,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "checkpoint/model_dir.h"
+#include "delta/model_dir.h"
 #include "io/env.h"
 #include "model/model.h"
 
@@ -18,7 +18,7 @@ Result<ModelConfig> read_config(io::Env& env, const std::string& directory) {
 
 Result<LoadedModel> load_model(io::Env& env, const std::string& directory, const weights::Placement& placement) {
   ModelConfig config = LATHE_TRY(read_config(env, directory));
-  const checkpoint::ModelDir dir = LATHE_TRY(checkpoint::ModelDir::open(env, directory));
+  const delta::ModelDir dir = LATHE_TRY(delta::ModelDir::open(env, directory));
   const auto specs = Model::parameter_specs(config);
   weights::WeightStore loaded = LATHE_TRY(weights::WeightStore::load(dir, specs, placement).at(directory));
   if (config.tie_embeddings && dir.find("lm_head.weight")) {

@@ -5,8 +5,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/model_dir.h"
-#include "checkpoint/test_dir.h"
+#include "delta/model_dir.h"
+#include "delta/test_dir.h"
 #include "io/env.h"
 #include "model/model.h"
 
@@ -16,16 +16,16 @@ namespace {
 constexpr const char* kFlat = LATHE_SOURCE_DIR "/tests/golden/qwen3_5";
 
 // The golden model's tensors under the wrapper's names, and others that the text model knows nothing of.
-void write_wrapped(const checkpoint::TestDir& to) {
+void write_wrapped(const delta::TestDir& to) {
   io::Env& env = io::posix_env();
   const nlohmann::json config = nlohmann::json::parse(io::read_text(env, std::string(kFlat) + "/config.json").value());
   const nlohmann::json wrapper = {
       {"model_type", "qwen3_5"}, {"text_config", config}, {"vision_config", {{"depth", 1}}}};
-  const auto dir = checkpoint::ModelDir::open(env, kFlat).value();
-  std::vector<checkpoint::TensorInfo> infos;
+  const auto dir = delta::ModelDir::open(env, kFlat).value();
+  std::vector<delta::TensorInfo> infos;
   std::string data;
-  for (const checkpoint::Shard& shard : dir.shards()) {
-    for (checkpoint::TensorInfo info : shard.header.tensors) {
+  for (const delta::Shard& shard : dir.shards()) {
+    for (delta::TensorInfo info : shard.header.tensors) {
       const size_t begin = data.size();
       data.resize(begin + info.size());
       ASSERT_TRUE(dir.read(info.name, std::as_writable_bytes(std::span(data).subspan(begin))).ok());
@@ -34,10 +34,10 @@ void write_wrapped(const checkpoint::TestDir& to) {
     }
   }
   for (const char* name : {"model.visual.patch_embed.proj.bias", "mtp.fc.weight"}) {
-    infos.push_back({.name = name, .dtype = checkpoint::Dtype::kBF16, .shape = {2, 3}});
+    infos.push_back({.name = name, .dtype = delta::Dtype::kBF16, .shape = {2, 3}});
     data += "twelve bytes";
   }
-  to.write("model.safetensors", checkpoint::format_header(infos, {}) + data);
+  to.write("model.safetensors", delta::format_header(infos, {}) + data);
   to.write("config.json", wrapper.dump());
 }
 
@@ -49,7 +49,7 @@ at::Tensor logits_of(const Model& model) {
 }
 
 TEST(Wrapper, HoldsTheSameModelAndKeepsWhatIsNotText) {
-  const checkpoint::TestDir dir;
+  const delta::TestDir dir;
   write_wrapped(dir);
   const auto wrapped = load_model(io::posix_env(), dir.path());
   ASSERT_TRUE(wrapped.ok()) << wrapped.error().message;

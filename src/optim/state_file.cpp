@@ -4,12 +4,12 @@
 
 #include <cstring>
 
-#include "checkpoint/safetensors.h"
+#include "delta/safetensors.h"
 
 namespace lathe::optim {
 namespace {
 
-using checkpoint::Dtype;
+using delta::Dtype;
 
 constexpr const char* kFormat = "lathe optimizer state 1";
 
@@ -19,12 +19,11 @@ struct DtypePair {
 };
 constexpr DtypePair kDtypes[] = {{Dtype::kF32, at::kFloat}, {Dtype::kF64, at::kDouble}, {Dtype::kI64, at::kLong}};
 
-Result<at::ScalarType> scalar_type(const checkpoint::TensorInfo& info) {
+Result<at::ScalarType> scalar_type(const delta::TensorInfo& info) {
   for (const auto& [file, memory] : kDtypes) {
     if (file == info.dtype) return memory;
   }
-  return corruption("the optimizer state's " + info.name + " has dtype " +
-                    std::string(checkpoint::dtype_name(info.dtype)));
+  return corruption("the optimizer state's " + info.name + " has dtype " + std::string(delta::dtype_name(info.dtype)));
 }
 
 Dtype file_dtype(at::ScalarType dtype) {
@@ -38,13 +37,13 @@ Dtype file_dtype(at::ScalarType dtype) {
 }  // namespace
 
 Status write_state(const OptimizerState& state, io::WritableFile& file) {
-  std::vector<checkpoint::TensorInfo> infos;
+  std::vector<delta::TensorInfo> infos;
   for (const auto& [name, tensor] : state.tensors) {
     infos.push_back({.name = name, .dtype = file_dtype(tensor.scalar_type()), .shape = tensor.sizes().vec()});
   }
   auto metadata = state.settings;
   metadata["format"] = kFormat;
-  const std::string header = checkpoint::format_header(infos, metadata);
+  const std::string header = delta::format_header(infos, metadata);
   LATHE_TRY(file.append(std::as_bytes(std::span(header))));
   for (const auto& [name, tensor] : state.tensors) {
     const at::Tensor t = tensor.contiguous();
@@ -54,7 +53,7 @@ Status write_state(const OptimizerState& state, io::WritableFile& file) {
 }
 
 Result<OptimizerState> read_state(std::span<const std::byte> file) {
-  const auto header = LATHE_TRY(checkpoint::parse_header(file, file.size()).at("optimizer state"));
+  const auto header = LATHE_TRY(delta::parse_header(file, file.size()).at("optimizer state"));
   OptimizerState state{.settings = header.metadata};
   const auto format = state.settings.find("format");
   if (format == state.settings.end() || format->second != kFormat) {

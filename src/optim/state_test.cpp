@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "checkpoint/test_files.h"
+#include "delta/test_files.h"
 #include "optim/optimizer.h"
 #include "optim/state_file.h"
 
@@ -36,7 +36,7 @@ void step(Optimizer& optimizer, const weights::WeightStore& store, int64_t index
 }
 
 std::vector<std::byte> encoded(const OptimizerState& state) {
-  checkpoint::MemorySink file;
+  delta::MemorySink file;
   EXPECT_TRUE(write_state(state, file).ok());
   return file.data;
 }

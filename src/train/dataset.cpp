@@ -4,7 +4,7 @@
 #include <cmath>
 #include <string>
 
-#include "checkpoint/hash.h"
+#include "base/hash.h"
 #include "train/dpo.h"
 #include "train/supervised.h"
 
@@ -33,7 +33,7 @@ std::vector<int64_t> Dataset::tokens_per_item() const {
 }
 
 std::string Dataset::hash() const {
-  checkpoint::Blake3 hash;
+  Blake3 hash;
   for (const data::Example& example : examples_) {
     const uint64_t size = example.tokens.size();
     hash.update(std::as_bytes(std::span(&size, 1)));

@@ -6,8 +6,8 @@
 #include <charconv>
 #include <cmath>
 
-#include "checkpoint/model_dir.h"
-#include "checkpoint/sync.h"
+#include "delta/model_dir.h"
+#include "history/sync.h"
 #include "optim/state_file.h"
 #include "weights/live_tensors.h"
 
@@ -29,13 +29,13 @@ std::string exact(double value) {
 // Hands on what is appended.
 class Forward final : public io::WritableFile {
  public:
-  explicit Forward(const checkpoint::Attachment::Sink& sink) : sink_(sink) {}
+  explicit Forward(const history::Attachment::Sink& sink) : sink_(sink) {}
   Status append(std::span<const std::byte> bytes) override { return sink_(bytes); }
   Status sync() override { return {}; }
   Status close() override { return {}; }
 
  private:
-  const checkpoint::Attachment::Sink& sink_;
+  const history::Attachment::Sink& sink_;
 };
 
 // Settings that may differ in a resumed run, at the price of other last bits.
@@ -131,7 +131,7 @@ Status Run::prepare(Begin begin) {
     items_seen_.push_back(seen);
   }
   if (!settings_.materialize) LATHE_TRY(refuse_links());
-  on_disk_ = LATHE_TRY(checkpoint::read_version(env_, directory_));
+  on_disk_ = LATHE_TRY(history::read_version(env_, directory_));
   fingerprint_["device"] = store_.parameters().front().data.device().str();
   fingerprint_["begins with"] = begins_with();
   fingerprint_["model"] = LATHE_TRY(weights_hash(store_));
@@ -142,8 +142,8 @@ Status Run::prepare(Begin begin) {
 
 // What the last act would refuse is refused before the first.
 Status Run::refuse_links() const {
-  const auto dir = LATHE_TRY(checkpoint::ModelDir::open(env_, directory_));
-  for (const checkpoint::Shard& shard : dir.shards()) {
+  const auto dir = LATHE_TRY(delta::ModelDir::open(env_, directory_));
+  for (const delta::Shard& shard : dir.shards()) {
     const std::string path = directory_ + "/" + shard.file;
     if (LATHE_TRY(env_.stat(path)).is_symlink) {
       return unsupported(path + " is a symbolic link, as in a Hugging Face cache; add --materialize to replace the " +
@@ -354,21 +354,21 @@ Result<RunOutcome> Run::install(RunObserver& observer) {
   return outcome;
 }
 
-Result<checkpoint::SyncReport> Run::write_result(int64_t version) {
+Result<history::SyncReport> Run::write_result(int64_t version) {
   // A saved run learns what it becomes, so that one killed behind this is not taken for another model's.
   if (auto saved = LATHE_TRY(run_directory_.read())) {
     saved->installs = LATHE_TRY(weights_hash(store_));
     LATHE_TRY(run_directory_.save_record(*saved));
   }
-  const checkpoint::Attachment optimizer{.name = checkpoint::kOptimizerName,
-                                         .write = [&](const checkpoint::Attachment::Sink& sink) -> Status {
-                                           Forward file(sink);
-                                           return optim::write_state(trainer_.optimizer().state(), file);
-                                         }};
-  checkpoint::SyncOptions options{
+  const history::Attachment optimizer{.name = history::kOptimizerName,
+                                      .write = [&](const history::Attachment::Sink& sink) -> Status {
+                                        Forward file(sink);
+                                        return optim::write_state(trainer_.optimizer().state(), file);
+                                      }};
+  history::SyncOptions options{
       .record = {.kind = "train", .note = settings_.note}, .materialize = settings_.materialize, .even_if_equal = true};
   options.attachments.push_back(optimizer);
-  return checkpoint::sync(env_, directory_, weights::LiveTensors(store_), version, options);
+  return history::sync(env_, directory_, weights::LiveTensors(store_), version, options);
 }
 
 }  // namespace lathe::train

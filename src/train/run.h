@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "base/result.h"
-#include "checkpoint/sync.h"
 #include "data/plan.h"
+#include "history/sync.h"
 #include "io/env.h"
 #include "optim/schedule.h"
 #include "train/dataset.h"
@@ -122,7 +122,7 @@ class Run {
   bool out_of_patience() const;
   const Evaluation* best() const;  // the first of the lowest loss; null before the first
   Result<RunOutcome> install(RunObserver& observer);
-  Result<checkpoint::SyncReport> write_result(int64_t version);
+  Result<history::SyncReport> write_result(int64_t version);
 
   io::Env& env_;
   const std::string directory_;

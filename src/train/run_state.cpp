@@ -9,9 +9,9 @@
 #include <span>
 #include <variant>
 
-#include "checkpoint/hash.h"
-#include "checkpoint/model_dir.h"
-#include "checkpoint/safetensors.h"
+#include "base/hash.h"
+#include "delta/model_dir.h"
+#include "delta/safetensors.h"
 #include "optim/state_file.h"
 #include "weights/live_tensors.h"
 
@@ -97,8 +97,8 @@ RunState from_json(const Json& json) {
   return state;
 }
 
-checkpoint::Dtype file_dtype(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kFloat ? checkpoint::Dtype::kF32 : checkpoint::Dtype::kBF16;
+delta::Dtype file_dtype(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kFloat ? delta::Dtype::kF32 : delta::Dtype::kBF16;
 }
 
 // All weights in order, from whatever device they are on, a few MiB at a time.
@@ -120,12 +120,12 @@ Status for_each_block(const weights::WeightStore& store,
 }
 
 Status write_weights(const weights::WeightStore& store, io::WritableFile& file) {
-  std::vector<checkpoint::TensorInfo> infos;
+  std::vector<delta::TensorInfo> infos;
   for (const weights::Parameter& parameter : store.parameters()) {
     for (const weights::Part& part : parameter.parts)
       infos.push_back({.name = part.name, .dtype = file_dtype(part.data), .shape = part.data.sizes().vec()});
   }
-  const std::string header = checkpoint::format_header(infos, {{"format", "pt"}});
+  const std::string header = delta::format_header(infos, {{"format", "pt"}});
   LATHE_TRY(file.append(std::as_bytes(std::span(header))));
   return for_each_block(store,
                         [&](const weights::Part&, std::span<const std::byte> block) { return file.append(block); });
@@ -191,7 +191,7 @@ Status RunDirectory::save_record(const RunState& state) const {
 }
 
 Status RunDirectory::restore_weights(const std::string& slot, weights::WeightStore& store) const {
-  const auto dir = LATHE_TRY(checkpoint::ModelDir::open(env_, slot_path(slot)));
+  const auto dir = LATHE_TRY(delta::ModelDir::open(env_, slot_path(slot)));
   return store.reload(dir);
 }
 
@@ -208,11 +208,11 @@ Status RunDirectory::discard() const {
 }
 
 Result<std::string> weights_hash(const weights::WeightStore& store) {
-  checkpoint::Blake3 hash;
+  Blake3 hash;
   LATHE_TRY(for_each_block(store, [&](const weights::Part& part, std::span<const std::byte> block) -> Status {
     hash.update(std::as_bytes(std::span(part.name)));
     // XXH3 reads at memory speed, BLAKE3 does not; against accidents both will do.
-    const checkpoint::Hash128 bytes = checkpoint::checksum128(block);
+    const Hash128 bytes = checksum128(block);
     hash.update(std::as_bytes(std::span(&bytes, 1)));
     return {};
   }));

@@ -1,7 +1,7 @@
 // RunState: an unfinished training run on disk, so that it continues to the same bits after a kill at any moment.
 //
 // Everything lies in MODEL_DIR/.lathe/train; the model directory itself changes only when the run is over, by
-// checkpoint::sync(). A saved state is two files in one of three slots (weights, optimizer state) and run.json, which
+// history::sync(). A saved state is two files in one of three slots (weights, optimizer state) and run.json, which
 // names the slot: writing run.json is the moment at which the new state takes the place of the old one.
 //
 // Threads: one per directory; the caller holds the directory's lock.

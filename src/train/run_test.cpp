@@ -87,8 +87,8 @@ using End = RunOutcome::End;
 // What a person would do after a crash: recover, and go on if there is something to go on with.
 void finish(io::Env& disk, const RunSettings& settings, const std::string& result) {
   {
-    const auto lock = checkpoint::lock_history(disk, kDir);
-    ASSERT_TRUE(lock.ok() && checkpoint::recover(disk, kDir).ok());
+    const auto lock = delta::lock_history(disk, kDir);
+    ASSERT_TRUE(lock.ok() && history::recover(disk, kDir).ok());
   }
   const auto unfinished = RunDirectory(disk, kDir).read();
   ASSERT_TRUE(unfinished.ok()) << unfinished.error().message;

@@ -18,7 +18,7 @@ namespace lathe::weights::gpu_tiles {
 namespace {
 
 namespace k = kernels::cuda;
-using checkpoint::Hash128;
+using Hash128;
 
 static_assert(sizeof(Hash128) == sizeof(kernels::xxh3::Pair));
 
@@ -47,11 +47,11 @@ std::vector<Hash128> hash(std::span<const std::vector<Range>> tiles) {
                         .size = static_cast<uint32_t>(range.size)});
       entry.size += static_cast<uint32_t>(range.size);
     }
-    LATHE_CHECK(entry.size <= checkpoint::kTileBytes);
+    LATHE_CHECK(entry.size <= kTileBytes);
     table.push_back(entry);
   }
   static const kernels::xxh3::Keys keys = [] {
-    const auto secret = checkpoint::hash_secret();
+    const auto secret = hash_secret();
     return kernels::xxh3::make_keys(reinterpret_cast<const unsigned char*>(secret.data()));
   }();
   const c10::cuda::CUDAGuard guard(device);
@@ -77,8 +77,7 @@ struct Lane {
   c10::cuda::CUDAStream stream;
 
   explicit Lane(c10::DeviceIndex device)
-      : buffer(at::empty({static_cast<int64_t>(checkpoint::kTileBytes)},
-                         at::TensorOptions().dtype(at::kByte).pinned_memory(true))),
+      : buffer(at::empty({static_cast<int64_t>(kTileBytes)}, at::TensorOptions().dtype(at::kByte).pinned_memory(true))),
         stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device)) {}
 };
 
@@ -88,7 +87,7 @@ void copy(const Range& range, std::span<std::byte> out) {
   const c10::cuda::CUDAGuard guard(device);
   if (!lane || lane->stream.device_index() != device) lane.emplace(device);
   for (size_t done = 0; done < out.size();) {
-    const size_t size = std::min<size_t>(out.size() - done, checkpoint::kTileBytes);
+    const size_t size = std::min<size_t>(out.size() - done, kTileBytes);
     C10_CUDA_CHECK(cudaMemcpyAsync(lane->buffer.data_ptr(), address(range) + done, size, cudaMemcpyDeviceToHost,
                                    lane->stream.stream()));
     C10_CUDA_CHECK(cudaStreamSynchronize(lane->stream.stream()));

@@ -12,8 +12,8 @@
 #include <span>
 #include <vector>
 
+#include "base/hash.h"
 #include "base/result.h"
-#include "checkpoint/hash.h"
 
 namespace lathe::weights::gpu_tiles {
 
@@ -23,8 +23,8 @@ struct Range {
   uint64_t offset = 0, size = 0;
 };
 
-// checkpoint::hash_tile of each tile, which is its ranges one behind another; all on one GPU.
-Result<std::vector<checkpoint::Hash128>> hash_tiles(std::span<const std::vector<Range>> tiles);
+// hash_tile of each tile, which is its ranges one behind another; all on one GPU.
+Result<std::vector<Hash128>> hash_tiles(std::span<const std::vector<Range>> tiles);
 
 Status read(const Range& range, std::span<std::byte> out);
 

@@ -7,17 +7,17 @@
 
 #include <random>
 
-#include "checkpoint/model_dir.h"
-#include "checkpoint/test_dir.h"
-#include "checkpoint/tile.h"
+#include "delta/model_dir.h"
+#include "delta/test_dir.h"
+#include "delta/tile.h"
 #include "gpu/device.h"
 #include "weights/live_tensors.h"
 
 namespace lathe::weights {
 namespace {
 
-using checkpoint::Hash128;
-using checkpoint::kTileBytes;
+using Hash128;
+using kTileBytes;
 
 const Result<c10::Device>& device() {
   static const Result<c10::Device> opened = gpu::open("cuda");
@@ -52,7 +52,7 @@ class GpuTiles : public ::testing::Test {
     ASSERT_TRUE(hashes.ok()) << hashes.error().message;
     ASSERT_EQ(hashes->size(), tiles.size());
     for (size_t i = 0; i < tiles.size(); ++i) {
-      EXPECT_EQ((*hashes)[i], checkpoint::hash_tile(gather(tiles[i]))) << "tile " << i;
+      EXPECT_EQ((*hashes)[i], hash_tile(gather(tiles[i]))) << "tile " << i;
     }
   }
 
@@ -93,7 +93,7 @@ TEST_F(GpuTiles, Read) {
 }
 
 // The weights, counted as they cross the bus.
-class Counted final : public checkpoint::TensorReader {
+class Counted final : public delta::TensorReader {
  public:
   explicit Counted(const WeightStore& store) : live_(store) {}
   std::optional<uint64_t> size(std::string_view tensor) const override { return live_.size(tensor); }
@@ -102,7 +102,7 @@ class Counted final : public checkpoint::TensorReader {
     return live_.read(tensor, offset, out);
   }
   bool hashes_in_place() const override { return live_.hashes_in_place(); }
-  Result<std::vector<Hash128>> hash_tiles(std::span<const std::vector<checkpoint::TensorRange>> tiles) const override {
+  Result<std::vector<Hash128>> hash_tiles(std::span<const std::vector<delta::TensorRange>> tiles) const override {
     return live_.hash_tiles(tiles);
   }
 
@@ -114,13 +114,13 @@ class Counted final : public checkpoint::TensorReader {
 
 TEST_F(GpuTiles, OnlyChangedTilesOfAModelCrossTheBus) {
   // Fused rows, a small tensor between large ones, and one tensor that is not the server's.
-  const checkpoint::TestDir dir;
+  const delta::TestDir dir;
   const at::Tensor fused = at::randn({3000, 1000}).to(at::kBFloat16), norm = at::randn({333}).to(at::kBFloat16);
-  std::vector<checkpoint::TensorInfo> infos = {{.name = "a.norm", .dtype = checkpoint::Dtype::kBF16, .shape = {333}},
-                                               {.name = "k", .dtype = checkpoint::Dtype::kBF16, .shape = {1000, 1000}},
-                                               {.name = "other", .dtype = checkpoint::Dtype::kU8, .shape = {77}},
-                                               {.name = "q", .dtype = checkpoint::Dtype::kBF16, .shape = {2000, 1000}}};
-  std::string file = checkpoint::format_header(infos, {});
+  std::vector<delta::TensorInfo> infos = {{.name = "a.norm", .dtype = delta::Dtype::kBF16, .shape = {333}},
+                                          {.name = "k", .dtype = delta::Dtype::kBF16, .shape = {1000, 1000}},
+                                          {.name = "other", .dtype = delta::Dtype::kU8, .shape = {77}},
+                                          {.name = "q", .dtype = delta::Dtype::kBF16, .shape = {2000, 1000}}};
+  std::string file = delta::format_header(infos, {});
   const auto append = [&](const at::Tensor& t) {
     file.append(reinterpret_cast<const char*>(bytes(t).data()), t.nbytes());
   };
@@ -136,13 +136,13 @@ TEST_F(GpuTiles, OnlyChangedTilesOfAModelCrossTheBus) {
   const Counted live(store);
   ASSERT_TRUE(live.hashes_in_place());
   const std::vector<std::string> names = {"model.safetensors"};
-  const auto state = checkpoint::hash_files(io::posix_env(), dir.path(), names);
+  const auto state = delta::hash_files(io::posix_env(), dir.path(), names);
   ASSERT_TRUE(state.ok());
-  const auto source = checkpoint::TensorSource::open(io::posix_env(), dir.path(), *state, live);
+  const auto source = delta::TensorSource::open(io::posix_env(), dir.path(), *state, live);
   ASSERT_TRUE(source.ok()) << source.error().message;
   const auto changed = [&] {
     size_t at = 0;
-    return checkpoint::changed_tiles(*source, *state, 1000, 2, at).value();
+    return delta::changed_tiles(*source, *state, 1000, 2, at).value();
   };
   EXPECT_TRUE(changed().empty());
   EXPECT_LT(live.crossed, 2 * kTileBytes) << "only the tile that other data share";

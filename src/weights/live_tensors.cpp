@@ -11,7 +11,7 @@
 
 namespace lathe::weights {
 
-using checkpoint::TensorRange;
+using delta::TensorRange;
 
 std::optional<uint64_t> LiveTensors::size(std::string_view tensor) const {
   const Part* part = store_.find_part(tensor);
@@ -46,8 +46,7 @@ bool LiveTensors::hashes_in_place() const {
 }
 
 #ifdef LATHE_CUDA
-Result<std::vector<checkpoint::Hash128>> LiveTensors::hash_tiles(
-    std::span<const std::vector<TensorRange>> tiles) const {
+Result<std::vector<Hash128>> LiveTensors::hash_tiles(std::span<const std::vector<TensorRange>> tiles) const {
   std::vector<std::vector<gpu_tiles::Range>> there;
   for (const std::vector<TensorRange>& tile : tiles) {
     auto& ranges = there.emplace_back();
@@ -60,8 +59,7 @@ Result<std::vector<checkpoint::Hash128>> LiveTensors::hash_tiles(
   return gpu_tiles::hash_tiles(there);
 }
 #else
-Result<std::vector<checkpoint::Hash128>> LiveTensors::hash_tiles(
-    std::span<const std::vector<TensorRange>> tiles) const {
+Result<std::vector<Hash128>> LiveTensors::hash_tiles(std::span<const std::vector<TensorRange>> tiles) const {
   return TensorReader::hash_tiles(tiles);
 }
 #endif

@@ -6,23 +6,22 @@
 // Memory: none; bytes are copied into the caller's memory, from whatever device they are on.
 #pragma once
 
-#include "checkpoint/source.h"
+#include "delta/source.h"
 #include "weights/weight_store.h"
 
 namespace lathe::weights {
 
-class LiveTensors final : public checkpoint::TensorReader {
+class LiveTensors final : public delta::TensorReader {
  public:
   explicit LiveTensors(const WeightStore& store) : store_(store) {}  // outlives the reader
 
   std::optional<uint64_t> size(std::string_view tensor) const override;
   Status read(std::string_view tensor, uint64_t offset, std::span<std::byte> out) const override;
   bool hashes_in_place() const override;
-  Result<std::vector<checkpoint::Hash128>> hash_tiles(
-      std::span<const std::vector<checkpoint::TensorRange>> tiles) const override;
+  Result<std::vector<Hash128>> hash_tiles(std::span<const std::vector<delta::TensorRange>> tiles) const override;
 
  private:
-  const at::Tensor* find(const checkpoint::TensorRange& range) const;  // null, if it is not all there
+  const at::Tensor* find(const delta::TensorRange& range) const;  // null, if it is not all there
 
   const WeightStore& store_;
 };

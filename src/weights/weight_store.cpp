@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "checkpoint/model_dir.h"
+#include "delta/model_dir.h"
 
 namespace lathe::weights {
 namespace {
@@ -16,14 +16,14 @@ std::string shape_text(std::span<const int64_t> shape) {
   return text + "]";
 }
 
-Result<at::ScalarType> scalar_type(const checkpoint::TensorInfo& info) {
+Result<at::ScalarType> scalar_type(const delta::TensorInfo& info) {
   switch (info.dtype) {
-    case checkpoint::Dtype::kBF16:
+    case delta::Dtype::kBF16:
       return at::kBFloat16;
-    case checkpoint::Dtype::kF32:
+    case delta::Dtype::kF32:
       return at::kFloat;
     default:
-      return unsupported("tensor " + info.name + " has dtype " + std::string(checkpoint::dtype_name(info.dtype)) +
+      return unsupported("tensor " + info.name + " has dtype " + std::string(delta::dtype_name(info.dtype)) +
                          "; weights must be BF16 or F32");
   }
 }
@@ -31,15 +31,15 @@ Result<at::ScalarType> scalar_type(const checkpoint::TensorInfo& info) {
 constexpr size_t kPieceBytes = size_t{4} << 20;
 
 // That the directory holds as many bytes of a part as the store does.
-Status check_size(const checkpoint::ModelDir& dir, const Part& part) {
-  const checkpoint::TensorInfo* info = dir.find(part.name);
+Status check_size(const delta::ModelDir& dir, const Part& part) {
+  const delta::TensorInfo* info = dir.find(part.name);
   if (info && info->size() == part.data.nbytes()) return {};
   return corruption("the directory's tensor " + part.name + " is not the one that was loaded");
 }
 
 // The checkpoint's entry for a part, with the shape the model needs.
-Result<const checkpoint::TensorInfo*> find(const checkpoint::ModelDir& dir, const ParameterSpec::PartSpec& part) {
-  const checkpoint::TensorInfo* info = dir.find(part.name);
+Result<const delta::TensorInfo*> find(const delta::ModelDir& dir, const ParameterSpec::PartSpec& part) {
+  const delta::TensorInfo* info = dir.find(part.name);
   if (!info) return invalid_argument("the checkpoint has no tensor " + part.name + ", which config.json calls for");
   if (info->shape != part.shape) {
     return invalid_argument("tensor " + part.name + " has shape " + shape_text(info->shape) +
@@ -71,7 +71,7 @@ int64_t held_rows(const ParameterSpec::PartSpec& part) {
 }
 
 // Allocates the parameter's memory and copies its parts in, one after the other.
-Result<at::Tensor> read_parameter(const checkpoint::ModelDir& dir, const ParameterSpec& spec, bool shapes_only) {
+Result<at::Tensor> read_parameter(const delta::ModelDir& dir, const ParameterSpec& spec, bool shapes_only) {
   const auto* first = LATHE_TRY(find(dir, spec.parts.front()));
   const at::ScalarType dtype = LATHE_TRY(scalar_type(*first));
   at::Tensor data =
@@ -130,7 +130,7 @@ void WeightStore::add(const std::string& name, at::Tensor data,
   parameters_.push_back(std::move(parameter));
 }
 
-Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs,
+Result<WeightStore> WeightStore::load(const delta::ModelDir& dir, std::span<const ParameterSpec> specs,
                                       const Placement& placement) {
   WeightStore store;
   for (const ParameterSpec& spec : specs) {
@@ -141,7 +141,7 @@ Result<WeightStore> WeightStore::load(const checkpoint::ModelDir& dir, std::span
   return store;
 }
 
-Status WeightStore::check_reload(const checkpoint::ModelDir& dir) const {
+Status WeightStore::check_reload(const delta::ModelDir& dir) const {
   std::vector<std::byte> piece(kPieceBytes);
   for (const Parameter& parameter : parameters_) {
     for (const Part& part : parameter.parts) {
@@ -155,7 +155,7 @@ Status WeightStore::check_reload(const checkpoint::ModelDir& dir) const {
   return {};
 }
 
-Status WeightStore::reload(const checkpoint::ModelDir& dir) {
+Status WeightStore::reload(const delta::ModelDir& dir) {
   for (const Parameter& parameter : parameters_) {
     for (const Part& part : parameter.parts) {
       LATHE_TRY(check_size(dir, part));

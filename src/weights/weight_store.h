@@ -21,7 +21,7 @@
 
 #include "base/result.h"
 
-namespace lathe::checkpoint {
+namespace lathe::delta {
 class ModelDir;
 }
 
@@ -70,7 +70,7 @@ class WeightStore {
  public:
   // Reads every spec'd tensor into owned memory. Refuses by name: a missing tensor, another shape than expected, a
   // dtype other than BF16 or F32, parts of one parameter that differ in dtype, NaN or infinite weights.
-  static Result<WeightStore> load(const checkpoint::ModelDir& dir, std::span<const ParameterSpec> specs,
+  static Result<WeightStore> load(const delta::ModelDir& dir, std::span<const ParameterSpec> specs,
                                   const Placement& placement = {});
 
   // Adds a parameter made of named parts of `rows` rows each, over memory that `data` owns. For tests and importers.
@@ -79,11 +79,11 @@ class WeightStore {
 
   // Whether reload() will find every tensor and can read it: reads all of them, a piece at a time, and changes nothing.
   // Needs no Gate. What was read waits in the system's cache, if it has room, so that reload() holds the Gate shortly.
-  Status check_reload(const checkpoint::ModelDir& dir) const;
+  Status check_reload(const delta::ModelDir& dir) const;
 
   // Reads all weights again, in place, from a directory with the same tensors. Hold the Gate alone. On failure some
   // weights may already be replaced: read again from a good directory.
-  Status reload(const checkpoint::ModelDir& dir);
+  Status reload(const delta::ModelDir& dir);
 
   std::span<const Parameter> parameters() const { return parameters_; }
   const Parameter& parameter(std::string_view name) const;        // must exist

@@ -4,7 +4,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "checkpoint/test_model.h"
+#include "history/test_model.h"
 
 namespace lathe::weights {
 namespace {
@@ -12,11 +12,11 @@ namespace {
 class Reload : public testing::Test {
  protected:
   void SetUp() override {
-    checkpoint::write_model(env_, "/model", checkpoint::small_model("xyz"));
+    history::write_model(env_, "/model", history::small_model("xyz"));
     for (const auto& [name, size] : std::vector<std::pair<std::string, int64_t>>{{"a", 700}, {"b", 900}, {"c", 9000}})
       store_.add(name, at::zeros({size, 1}, at::kByte), {{name, size}}, false);
   }
-  checkpoint::ModelDir open() { return checkpoint::ModelDir::open(env_, "/model").value(); }
+  delta::ModelDir open() { return delta::ModelDir::open(env_, "/model").value(); }
   int64_t changed() const {
     int64_t count = 0;
     for (const Parameter& parameter : store_.parameters()) count += parameter.data.count_nonzero().item<int64_t>();
@@ -28,7 +28,7 @@ class Reload : public testing::Test {
 };
 
 TEST_F(Reload, ReplacesEveryByte) {
-  const checkpoint::ModelDir dir = open();
+  const delta::ModelDir dir = open();
   ASSERT_TRUE(store_.check_reload(dir).ok());
   EXPECT_EQ(changed(), 0);
   ASSERT_TRUE(store_.reload(dir).ok());
@@ -37,7 +37,7 @@ TEST_F(Reload, ReplacesEveryByte) {
 }
 
 TEST_F(Reload, ACheckFindsEachReadThatFailsAndChangesNothing) {
-  const checkpoint::ModelDir dir = open();
+  const delta::ModelDir dir = open();
   env_.set_fault({});
   ASSERT_TRUE(store_.check_reload(dir).ok());
   const int64_t reads = env_.reads();

@@ -1,0 +1,39 @@
+// Publish: complete, immutable directories of versions behind one symbolic link, for readers that may load at any time.
+//
+//   LINK                          -> LINK.generations/v0000000007
+//   LINK.generations/v0000000007     config, tokenizer, index, shards
+//
+// Shards are hard links to those of the model directory, so a generation costs nothing until the next sync, which
+// writes a new file in place of a shard that has two names (apply.h). In a model of several shards their names carry
+// the version: a reader that is in the middle of loading when the link moves misses a file, and never mixes two
+// versions. A reader that resolves the link first (readlink -f) is never disturbed while the generation is kept.
+// Threads: under lock_history().
+// Durability: the link leads to a whole, durable generation at any moment, and to the new one, durably, on return.
+// Format page: docs/formats/directory.md
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/result.h"
+#include "history/history.h"
+
+namespace lathe::history {
+
+struct PublishOptions {
+  int64_t keep = 3;   // generations, this one included
+  bool copy = false;  // copies instead of hard links: for programs that write into files of the model directory
+};
+
+struct PublishReport {
+  int64_t version = 0;
+  std::string directory;           // of the generation
+  int64_t linked = 0, copied = 0;  // shards
+  int64_t removed = 0;             // generations
+};
+
+// Publishes the version the shards hold. kInvalidArgument if `link` exists and is no symbolic link.
+Result<PublishReport> publish(io::Env& env, const History& history, const std::string& link,
+                              const PublishOptions& options = {});
+
+}  // namespace lathe::history
