@@ -1,4 +1,4 @@
-// What Lathe reads and changes of chat completions that an inference server answers through it (attach/proxy.h).
+// What Lathe reads and changes of chat completions that an inference server answers through it (vllm/proxy.h).
 //
 // Everything it does not understand is left to that server: no function here refuses anything.
 // Threads: pure functions and values. Protocol page: docs/protocols/http.md

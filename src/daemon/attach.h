@@ -31,7 +31,7 @@ struct AttachOptions {
   std::string directory;  // empty: vLLM's
   OnDifference on_difference = OnDifference::kRefuse;
   Tokens tokens = Tokens::kOurs;
-  bool proxy = false;  // pass vLLM's inference routes through; attach/proxy.h
+  bool proxy = false;  // pass vLLM's inference routes through; vllm/proxy.h
   bool live = false;   // write beside running requests, stopping them for a moment behind the write
 };
 

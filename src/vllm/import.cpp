@@ -105,11 +105,11 @@ Result<WeightStore> import_weights(const Manifest& manifest, std::span<const Map
 
 Result<std::vector<std::string>> differing_parts(const WeightStore& store, const delta::ModelDir& dir) {
   constexpr uint64_t kPiece = uint64_t{8} << 20;
-  const LiveTensors live(store);
+  const weights::LiveTensors live(store);
   std::vector<std::byte> ours(kPiece), theirs(kPiece);
   std::vector<std::string> differing;
-  for (const Parameter& parameter : store.parameters()) {
-    for (const Part& part : parameter.parts) {
+  for (const weights::Parameter& parameter : store.parameters()) {
+    for (const weights::Part& part : parameter.parts) {
       const delta::TensorInfo* info = dir.find(part.name);
       const auto dtype = part.data.scalar_type() == at::kFloat ? delta::Dtype::kF32 : delta::Dtype::kBF16;
       bool same = info && info->dtype == dtype && info->size() == part.data.nbytes();
