@@ -30,6 +30,10 @@
 namespace lathe::delta {
 namespace {
 
+using codec::append_varint;
+using codec::BFloat16;
+using codec::load;
+using codec::TrainedWeights;
 using View = std::span<const std::byte>;
 
 constexpr int kRepeats = 3;
