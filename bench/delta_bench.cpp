@@ -32,6 +32,8 @@ namespace {
 
 using codec::append_varint;
 using codec::BFloat16;
+using codec::Direction;
+using codec::ElementType;
 using codec::load;
 using codec::TrainedWeights;
 using View = std::span<const std::byte>;

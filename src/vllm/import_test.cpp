@@ -14,9 +14,9 @@
 namespace lathe::vllm {
 namespace {
 
+using model::load_model;
 using model::Model;
 using model::ModelConfig;
-using model::load_model;
 using model::read_config;
 
 // What an engine would hold of a golden model, and say of it.
