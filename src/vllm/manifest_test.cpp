@@ -19,7 +19,7 @@ namespace {
 using Json = nlohmann::json;
 
 Json seed(const char* name) {
-  std::ifstream file(std::string(LATHE_SOURCE_DIR) + "/src/attach/fuzz/seeds/manifest/" + name);
+  std::ifstream file(std::string(LATHE_SOURCE_DIR) + "/src/vllm/fuzz/seeds/manifest/" + name);
   return Json::parse(file);
 }
 

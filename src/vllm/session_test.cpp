@@ -64,7 +64,7 @@ class Listener {
 };
 
 std::string greeting() {
-  std::ifstream file(std::string(LATHE_SOURCE_DIR) + "/src/attach/fuzz/seeds/manifest/shared.json");
+  std::ifstream file(std::string(LATHE_SOURCE_DIR) + "/src/vllm/fuzz/seeds/manifest/shared.json");
   const Json rank = Json::parse(file);
   return Json{{"ok", true}, {"manifest", {{"ranks", {rank}}}}, {"version", "4"}, {"as_on_disk", false}}.dump() + "\n";
 }
