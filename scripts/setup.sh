@@ -10,12 +10,17 @@ packages=(
   python3 python3-venv
   nlohmann-json3-dev libcpp-httplib-dev libcli11-dev libsqlite3-dev libxxhash-dev libzstd-dev libgtest-dev libcairo2-dev
 )
-# For fuzzing: preset fuzz names this compiler.
-if [ "${1:-}" = --fuzz ]; then
-  packages+=(clang-14 libclang-rt-14-dev)
-  shift
-fi
 rust_min=1.80
+lint=
+rest=()
+for argument in "$@"; do
+  case $argument in
+    --fuzz) packages+=(clang-14 libclang-rt-14-dev) ;; # preset fuzz names this compiler
+    --lint) packages+=(clang-14 clang-format-14 clang-tidy-14) lint=1 ;;
+    *) rest+=("$argument") ;;
+  esac
+done
+set -- ${rest[@]+"${rest[@]}"}
 
 say() { echo "$*" >&2; }
 stop() { say "setup: $*"; exit 2; }
@@ -23,7 +28,7 @@ at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n1)" = "$1" ]; }
 cargo_version() { cargo --version 2>/dev/null | cut -d' ' -f2; }
 candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/ *Candidate: //p'; }
 
-missing_packages() {
+missing_packages() {  # missing_packages RUST_PACKAGES...
   local wanted=("${packages[@]}") installed
   at_least "$rust_min" "$(cargo_version)" || wanted+=("$@")
   # dpkg-query fails when it does not know one of them; what it prints of the others still counts.
@@ -69,11 +74,26 @@ check_versions() {
   need cargo "$rust_min" "$(cargo_version)"
 }
 
+# clippy comes from where cargo comes from; ruff and mypy live in the cache.
+add_lint_tools() {
+  if ! cargo clippy --version >/dev/null 2>&1; then
+    if command -v rustup >/dev/null; then
+      rustup component add clippy >&2
+    elif [ "$(id -u)" = 0 ] && [ -n "$(candidate rust-web-clippy)" ]; then
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends rust-web-clippy >&2
+    else
+      stop "cargo clippy is missing: apt-get install rust-web-clippy (Debian 12) or rust-clippy, or rustup component add clippy"
+    fi
+  fi
+  python3 scripts/lathe_cache.py lint >/dev/null
+}
+
 if command -v dpkg-query >/dev/null; then
   install_packages
 else
   say "setup: not a Debian or Ubuntu system; trusting that these, or what they are called here, are installed: ${packages[*]}"
 fi
 check_versions
+[ -z "$lint" ] || add_lint_tools
 python3 scripts/fetch_libtorch.py "$@" >/dev/null
 python3 scripts/prepare_model.py "$@" >/dev/null

@@ -59,7 +59,7 @@ def check(root):
         if len(lines) > LONG:
             remarks.append(f"{path.relative_to(root)}: {len(lines)} lines, more than {LONG}")
         for number, line in enumerate(lines, 1):
-            if (found := INCLUDE.match(line)) and (fault := check_include(src, path, *found.groups(), order, core)):
+            if (found := INCLUDE.match(line)) and (fault := check_include(src, path, found[1], found[2], order, core)):
                 faults.append(f"{path.relative_to(root)}:{number}: {fault}")
     return faults, remarks
 

@@ -17,14 +17,14 @@ OUT = ROOT / "tests/golden/text"
 sys.path.insert(0, str(ROOT / "tests/reference"))
 
 import cpu_torch  # noqa: E402
-cpu_torch.prepare()
 
-import tokenizers  # noqa: E402
-import transformers  # noqa: E402
-from transformers.utils import chat_template_utils  # noqa: E402
+cpu_torch.prepare()
 
 import golden_conversations  # noqa: E402
 import texts  # noqa: E402
+import tokenizers  # noqa: E402
+import transformers  # noqa: E402
+from transformers.utils import chat_template_utils  # noqa: E402
 
 # What opens an assistant turn, what a template may put there by itself, and what ends it.
 THINK = r"(?:<think>\n\n</think>\n\n|<think>\n)"

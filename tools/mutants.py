@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""Breaks the checkpoint code on purpose, one line at a time, and sees whether a test notices. usage: mutants.py [NAME...]
+"""Breaks the code that writes model directories on purpose, one line at a time, and sees whether a test notices.
+
+usage: mutants.py [--sample N [--seed S]] [NAME...]    those whose names contain one of the words; N of them
+       mutants.py --fit                               only whether each still fits the code: at once, builds nothing
 
 Each mutant is a replacement of text that occurs exactly once; it is made in a copy of the tree (build-mutants/), built and
 judged by the tests below in turn. Prints which test caught it; exit code 1 if one survived or no longer fits the code.
 """
 
+import argparse
 import os
 import pathlib
+import random
 import re
 import shutil
 import subprocess
@@ -17,7 +22,7 @@ COPY = REPOSITORY / "build-mutants"
 TESTS = ["sync_test", "history_test", "crash_test"]  # the fast ones first; of each, what it says first
 STATES = "30000"  # one pass over all operations of all scenarios
 
-# name: (file, old, new)
+# name: (file, old, new), files as seen from src/history
 MUTANTS = {
     "delta: not synced before its rename": (
         "sync.cpp", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return Written{", "  LATHE_TRY(file->close());\n  return Written{"),
@@ -44,9 +49,9 @@ MUTANTS = {
     "apply: a rewritten shard is not synced": (
         "apply.cpp", "  LATHE_TRY(out->sync());\n", ""),
     "apply: the shard is overwritten instead of replaced": (
-        "apply.cpp", "  const std::string path = paths_.shard(file.name) + kNew;\n  LATHE_TRY(io::remove_if_there(env_, path));  // never goes on with a file whose sync may have failed\n",
+        "apply.cpp", "  const std::string path = paths_.shard(file.name) + delta::kNew;\n  LATHE_TRY(io::remove_if_there(env_, path));  // never goes on with a file whose sync may have failed\n",
         "  const std::string path = paths_.shard(file.name);\n",
-        "apply.cpp", "    LATHE_TRY(env_.rename(path + kNew, path));\n    ++report_", "    ++report_"),
+        "apply.cpp", "    LATHE_TRY(env_.rename(path + delta::kNew, path));\n    ++report_", "    ++report_"),
     "apply: names of shards not synced": (
         "apply.cpp", "  LATHE_TRY(env.sync_directory(paths.directory));\n  Applied now", "  Applied now",
         "apply.cpp", "  return env_.sync_directory(paths_.directory);\n", "  return {};\n"),
@@ -79,8 +84,8 @@ MUTANTS = {
         "apply.cpp", "  Applier applier(env, paths, delta, applied.state, options, report);\n",
         "  LATHE_TRY(write_applied(env, paths, {.version = to, .state = after}));\n  Applier applier(env, paths, delta, applied.state, options, report);\n"),
     "materialize: the link goes before the copy comes": (
-        "apply.cpp", "    LATHE_TRY(io::copy_file(env, path, path + kNew));\n",
-        "    LATHE_TRY(io::copy_file(env, path, path + kNew));\n    LATHE_TRY(env.remove(path));\n    LATHE_TRY(env.sync_directory(paths.directory));\n"),
+        "apply.cpp", "    LATHE_TRY(io::copy_file(env, path, path + delta::kNew));\n",
+        "    LATHE_TRY(io::copy_file(env, path, path + delta::kNew));\n    LATHE_TRY(env.remove(path));\n    LATHE_TRY(env.sync_directory(paths.directory));\n"),
     "env: copies are not synced": (
         "../io/env.cpp", "  LATHE_TRY(target->sync());\n", ""),
     "env: small files are not synced before their rename": (
@@ -90,7 +95,7 @@ MUTANTS = {
     "recovery: builds on names that are not durable": (
         "history.cpp", "  if (LATHE_TRY(env.exists(paths.deltas))) LATHE_TRY(env.sync_directory(paths.deltas));\n", ""),
     "recovery: litter stays": (
-        "history.cpp", "  LATHE_TRY(remove_litter(env, paths.deltas, kNew));\n", ""),
+        "history.cpp", "  LATHE_TRY(remove_litter(env, paths.deltas, delta::kNew));\n", ""),
     "recovery: pending deltas are not applied": (
         "history.cpp", "    if (delta.to <= applied->version) continue;\n", "    continue;\n"),
     "recovery: parts of a merge stay": (
@@ -107,8 +112,8 @@ MUTANTS = {
     "publish: the generation's name is not synced before the link": (
         "publish.cpp", "    LATHE_TRY(env_.sync_directory(generations_));\n    LATHE_TRY(flip());", "    LATHE_TRY(flip());"),
     "publish: the link is removed and made anew": (
-        "publish.cpp", "      LATHE_TRY(env_.rename(link_ + kNew, link_));\n",
-        "      LATHE_TRY(io::remove_if_there(env_, link_));\n      LATHE_TRY(env_.rename(link_ + kNew, link_));\n"),
+        "publish.cpp", "      LATHE_TRY(env_.rename(link_ + delta::kNew, link_));\n",
+        "      LATHE_TRY(io::remove_if_there(env_, link_));\n      LATHE_TRY(env_.rename(link_ + delta::kNew, link_));\n"),
     "publish: shards keep their names": (
         "publish.cpp", 'return shard.substr(0, at) + "-v" + std::to_string(version) + shard.substr(std::min(at, shard.size()));',
         "return shard.substr(0, at) + (version < 0 ? std::string() : shard.substr(std::min(at, shard.size())));"),
@@ -133,6 +138,20 @@ def edits(mutant):
             file = fields.pop(0)
         out.append((file, fields.pop(0), fields.pop(0)))
     return out
+
+
+def misfits():
+    """What the code no longer says, as lines of text."""
+    found = []
+    for name, mutant in MUTANTS.items():
+        texts: dict[str, str] = {}
+        for file, old, new in edits(mutant):
+            path = REPOSITORY / "src/history" / file
+            text = texts.get(path) or (path.read_text() if path.is_file() else "")
+            if text.count(old) != 1:
+                found.append(f"{name}: no longer fits {file}: {old.strip()[:80]!r} is there {text.count(old)} times")
+            texts[path] = text.replace(old, new)
+    return found
 
 
 def run(*command, **options):
@@ -174,8 +193,27 @@ def first_failure():
     return None
 
 
+def options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants whose names contain one of these")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N of them, chosen by the seed")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--fit", action="store_true", help="build nothing; only see whether each mutant still fits the code")
+    return parser.parse_args()
+
+
 def main():
-    chosen = [name for name in MUTANTS if not sys.argv[1:] or any(word in name for word in sys.argv[1:])]
+    asked = options()
+    if found := misfits():
+        sys.exit("\n".join(found))
+    if asked.fit:
+        print(f"mutants: all {len(MUTANTS)} fit")
+        return 0
+    chosen = [name for name in MUTANTS if not asked.names or any(word in name for word in asked.names)]
+    if asked.sample is not None:
+        chosen = sorted(random.Random(asked.seed).sample(chosen, min(asked.sample, len(chosen))))
+    if not chosen:
+        sys.exit("mutants: no name contains " + " or ".join(asked.names))
     prepare()
     built = build()
     if built.returncode != 0:
@@ -184,7 +222,7 @@ def main():
         sys.exit(f"mutants: the unchanged code fails: {unchanged}")
     survivors = 0
     for name in chosen:
-        originals = {}
+        originals: dict[pathlib.Path, str] = {}
         verdict = None
         for file, old, new in edits(MUTANTS[name]):
             path = COPY / "src/history" / file

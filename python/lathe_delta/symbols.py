@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .cursor import Corrupt, Cursor
+from .cursor import Corrupt
 
 LOWEST_STATE = 1 << 16
 CONTEXTS = 32

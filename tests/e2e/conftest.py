@@ -76,7 +76,7 @@ def make_tiny(folder, shards=1, change=None):
     for i in range(shards):
         file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
         part = {name: tensors[name] for name in names[i::shards]}
-        weight_map |= {name: file for name in part}
+        weight_map |= dict.fromkeys(part, file)
         write_safetensors(folder / file, part)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return folder

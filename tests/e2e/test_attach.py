@@ -77,7 +77,7 @@ def test_killed_trainers_leave_one_version_or_the_other(hold, attach):
         lathe = attach(holder, "--on-difference", "restore")
         learning = threading.Thread(target=ask_in_vain, args=(lathe,))
         learning.start()
-        wait_for(lambda: holder.state()["state"] != "idle" or not learning.is_alive(), 30)
+        wait_for(lambda thread=learning: holder.state()["state"] != "idle" or not thread.is_alive(), 30)
         lathe.process.kill()
         lathe.process.wait()
         learning.join()

@@ -1,7 +1,6 @@
 """The format page is enough to write a reader from: python/lathe_delta, which was, agrees with the program bit for bit."""
 
 import collections
-import pathlib
 import shutil
 import subprocess
 import sys

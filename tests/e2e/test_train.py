@@ -12,7 +12,7 @@ import time
 import pytest
 from conftest import LATHE, tiny_tensors
 
-WORDS = "hello good day how are you the river flows well never mind".split()
+WORDS = ["hello", "good", "day", "how", "are", "you", "the", "river", "flows", "well", "never", "mind"]
 
 
 def text(generator, count):

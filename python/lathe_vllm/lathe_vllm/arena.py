@@ -65,7 +65,7 @@ class Arena:
     def offset(self, tensor: torch.Tensor) -> int | None:
         """Where in the file the tensor begins; None if it is not there."""
         offset = tensor.data_ptr() - self.begin
-        return offset if 0 <= offset and offset + tensor.nbytes <= self.size else None
+        return offset if offset >= 0 and offset + tensor.nbytes <= self.size else None
 
     def describe(self) -> dict[str, object]:
         """The arena as a memory of a manifest."""
