@@ -24,8 +24,7 @@ function(lathe_cargo crate library)
     COMMAND ${CMAKE_COMMAND} -E touch ${archive}  # it may come from the cache, older than the sources
     WORKING_DIRECTORY ${directory}
     DEPENDS ${sources} ${directory}/Cargo.toml ${directory}/Cargo.lock
-    COMMENT "Building Rust library ${library}"
-    USES_TERMINAL)
+    COMMENT "Building Rust library ${library} (up to two minutes the first time)")
   add_custom_target(${library}_build DEPENDS ${archive})
   add_library(${library} INTERFACE)
   add_dependencies(${library} ${library}_build)
