@@ -2,14 +2,14 @@
 
 #include <httplib.h>
 
+#include "http/address.h"
+
 namespace lathe::http {
 
 Result<Reply> request(const std::string& url, const std::string& path, const std::string& body,
                       const std::string& api_key) {
-  if (!url.starts_with("http://"))
-    return invalid_argument("the server's address must begin with http://, not '" + url + "'");
-  httplib::Client client(url);
-  if (!client.is_valid()) return invalid_argument("'" + url + "' is not an address");
+  const Address address = LATHE_TRY(parse_address(url));
+  httplib::Client client(address.host, address.port);
   httplib::Headers headers;
   if (!api_key.empty()) headers.emplace("Authorization", "Bearer " + api_key);
   const httplib::Result result =

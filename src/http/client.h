@@ -14,7 +14,7 @@ struct Reply {
   std::string body;
 };
 
-// `url`: http://host:port, with nothing behind it. `body` empty: GET, else POST of JSON. A key that is not empty is
+// `url`: as parse_address() takes it. `body` empty: GET, else POST of JSON. A key that is not empty is
 // sent as a bearer token. kUnavailable if nobody answers; any status is a reply.
 Result<Reply> request(const std::string& url, const std::string& path, const std::string& body = "",
                       const std::string& api_key = "");

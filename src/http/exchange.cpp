@@ -8,6 +8,8 @@
 #include <optional>
 #include <thread>
 
+#include "http/address.h"
+
 namespace lathe::http {
 namespace {
 
@@ -20,7 +22,7 @@ constexpr auto kSilence = std::chrono::hours(24);
 }  // namespace
 
 struct Exchange::State {
-  explicit State(const std::string& address) : url(address), client(address) {}
+  explicit State(const Address& address) : url(address.url()), client(address.host, address.port) {}
 
   const std::string url;
   httplib::Client client;
@@ -83,10 +85,7 @@ void Exchange::State::run(httplib::Request request) {
 }
 
 Result<std::unique_ptr<Exchange>> Exchange::start(Call call) {
-  if (!call.url.starts_with("http://"))
-    return invalid_argument("the server's address must begin with http://, not '" + call.url + "'");
-  auto state = std::make_unique<State>(call.url);
-  if (!state->client.is_valid()) return invalid_argument("'" + call.url + "' is not an address");
+  auto state = std::make_unique<State>(LATHE_TRY(parse_address(call.url)));
   state->client.set_connection_timeout(kConnectTimeout);
   state->client.set_read_timeout(kSilence);
   state->client.set_decompress(false);

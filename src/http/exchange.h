@@ -18,7 +18,7 @@ namespace lathe::http {
 class Exchange {
  public:
   struct Call {
-    std::string url;  // http://host:port, with nothing behind it
+    std::string url;  // as parse_address() takes it
     std::string method, path, body;
     Headers headers;
   };

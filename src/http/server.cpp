@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -14,22 +15,11 @@
 #include <vector>
 
 #include "base/log.h"
+#include "http/address.h"
 #include "http/error_body.h"
 
 namespace lathe::http {
 namespace {
-
-bool is_loopback(const std::string& host) {
-  return host == "localhost" || host == "::1" || host.starts_with("127.");
-}
-
-// Takes as long for a wrong key as for a right one.
-bool equal_in_constant_time(std::string_view a, std::string_view b) {
-  unsigned difference = a.size() == b.size() ? 0 : 1;
-  for (size_t i = 0; i < a.size(); ++i)
-    difference |= static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[b.empty() ? 0 : i % b.size()]);
-  return difference == 0;
-}
 
 void write_error(httplib::Response& response, const Error& error, int status = 0) {
   const ErrorBody body = error_body(error);
@@ -67,6 +57,52 @@ int socket_of(const httplib::Request& request) {
   return unreadable ? kUnknown : kNoSocket;
 }
 
+// The library goes on with whatever follows on a connection. Where that is the rest of a body that was not read, it
+// must not be taken for the next request: what a web page may put into a body could be one.
+void end_after(httplib::Response& response) {
+  response.set_header("Connection", "close");
+}
+
+// After an answer was written: ends the connection if end_after() was called. Closing while bytes of the client are
+// unread would destroy the answer on its way, so they are read for a moment, and dropped.
+void end_connection(const httplib::Request& request, const httplib::Response& response) {
+  if (response.get_header_value("Connection") != "close" || request.get_header_value("Connection") == "close") return;
+  const int socket = socket_of(request);
+  if (socket < 0) return;
+  ::shutdown(socket, SHUT_WR);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(500);
+  std::array<char, 65536> dropped;
+  pollfd watched{.fd = socket, .events = POLLIN, .revents = 0};
+  while (std::chrono::steady_clock::now() < end && ::poll(&watched, 1, 100) >= 0) {
+    const ssize_t count = ::recv(socket, dropped.data(), dropped.size(), MSG_DONTWAIT);
+    if (count == 0 || (count < 0 && errno != EAGAIN)) break;
+  }
+  ::shutdown(socket, SHUT_RD);
+}
+
+bool announces_body(const httplib::Request& request) {
+  return request.has_header("Transfer-Encoding") ||
+         (request.has_header("Content-Length") && request.get_header_value("Content-Length") != "0");
+}
+
+// Of the others the library leaves a body unread.
+bool may_have_body(const std::string& method) {
+  return method == "POST" || method == "PUT" || method == "PATCH";
+}
+
+RequestHead head_of(const httplib::Request& request) {
+  return {.method = request.method,
+          .path = request.path,
+          .version = request.version,
+          .local_address = request.local_addr,
+          .header = [&request](const char* name) {
+            std::vector<std::string> values;
+            const auto [begin, end] = request.headers.equal_range(name);
+            for (auto at = begin; at != end; ++at) values.push_back(at->second);
+            return values;
+          }};
+}
+
 // Looks for the socket when it is first asked: most handlers never ask. A peer that has reset the connection is no
 // peer any more, so that then there is none.
 Connected connected_of(const httplib::Request& request) {
@@ -89,21 +125,39 @@ struct Server::State {
   };
 
   Options options;
+  std::optional<Access> access;  // from start() on
   httplib::Server server;
   std::vector<Route> routes;
   std::vector<std::pair<std::string, std::function<std::string()>>> headers;
   std::jthread listener;
 
-  bool authorised(const httplib::Request& request) const {
-    if (options.api_key.empty() || request.path == "/healthz") return true;
-    const std::string given = request.get_header_value("Authorization");
-    return equal_in_constant_time(given, "Bearer " + options.api_key);
+  // Answers a request that may not go on to its route.
+  bool refused(const httplib::Request& request, httplib::Response& response) const;
+  Error too_large() const {
+    return invalid_argument("the request body is larger than " + std::to_string(options.max_body_bytes) + " bytes");
   }
 
   void configure();
+  void read_and_answer(const Handler& handler, const httplib::Request& request, const httplib::ContentReader& read,
+                       httplib::Response& response) const;
   void answer(const Handler& handler, const httplib::Request& request, std::string body,
               httplib::Response& response) const;
 };
+
+bool Server::State::refused(const httplib::Request& request, httplib::Response& response) const {
+  const bool body = announces_body(request);
+  if (const auto refusal = access->refuse(head_of(request))) {
+    write_error(response, refusal->error, refusal->status);
+  } else if (body && !may_have_body(request.method)) {
+    write_error(response, invalid_argument("a " + request.method + " request has no body"));
+  } else if (std::strtoll(request.get_header_value("Content-Length").c_str(), nullptr, 10) > options.max_body_bytes) {
+    write_error(response, too_large(), 413);
+  } else {
+    return false;
+  }
+  if (body) end_after(response);
+  return true;
+}
 
 void Server::State::answer(const Handler& handler, const httplib::Request& request, std::string body,
                            httplib::Response& response) const {
@@ -162,11 +216,11 @@ void Server::State::configure() {
   server.set_read_timeout(30);
   server.set_write_timeout(30);
   server.set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
-    if (authorised(request)) return httplib::Server::HandlerResponse::Unhandled;
-    write_error(response, invalid_argument("missing or wrong API key; send it as 'Authorization: Bearer KEY'"), 401);
-    return httplib::Server::HandlerResponse::Handled;
+    return refused(request, response) ? httplib::Server::HandlerResponse::Handled
+                                      : httplib::Server::HandlerResponse::Unhandled;
   });
-  server.set_post_routing_handler([this](const httplib::Request&, httplib::Response& response) {
+  server.set_post_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
+    for (const auto& [name, value] : access->answer_headers(head_of(request))) response.set_header(name, value);
     for (const auto& [name, value] : headers) response.set_header(name, value());
   });
   server.set_exception_handler(
@@ -181,6 +235,7 @@ void Server::State::configure() {
         log::error(request.path + ": " + what);
         write_error(response, internal("internal error: " + what));
       });
+  server.set_logger(end_connection);
   // Answers of the library itself, such as for an unknown path.
   server.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
     if (!response.body.empty() || response.has_header("Content-Type")) return;
@@ -188,36 +243,44 @@ void Server::State::configure() {
       return write_error(response, not_found("there is no " + request.method + " " + request.path));
     write_error(response, invalid_argument("the request could not be read"), response.status);
   });
+  server.Options(".*", [this](const httplib::Request& request, httplib::Response& response) {
+    response.status = 204;
+    for (const auto& [name, value] : access->preflight_headers(head_of(request))) response.set_header(name, value);
+  });
   for (const Route& route : routes) {
     std::string pattern = route.path;
     if (pattern.ends_with("/*")) pattern.replace(pattern.size() - 1, 1, "([^/]+)");
+    const auto without_body = [this, &route](const httplib::Request& request, httplib::Response& response) {
+      answer(route.handler, request, "", response);
+    };
     if (route.method == "GET") {
-      server.Get(pattern, [this, &route](const httplib::Request& request, httplib::Response& response) {
-        answer(route.handler, request, "", response);
+      server.Get(pattern, without_body);
+    } else if (route.method == "DELETE") {
+      server.Delete(pattern, without_body);
+    } else {
+      LATHE_CHECK(route.method == "POST");
+      server.Post(pattern, [this, &route](const httplib::Request& request, httplib::Response& response,
+                                          const httplib::ContentReader& read) {
+        read_and_answer(route.handler, request, read, response);
       });
-      continue;
     }
-    // The library would wait for a body until it times out when a request announces none, so it is read here.
-    server.Post(pattern, [this, &route](const httplib::Request& request, httplib::Response& response,
-                                        const httplib::ContentReader& read) {
-      std::string body;
-      const bool announced = request.has_header("Content-Length") || request.has_header("Transfer-Encoding");
-      const bool complete = !announced || read([&](const char* data, size_t size) {
-        body.append(data, size);
-        return static_cast<int64_t>(body.size()) <= options.max_body_bytes;
-      });
-      if (complete) return answer(route.handler, request, std::move(body), response);
-      // The connection may hold the rest of the body; whatever follows on it cannot be trusted.
-      response.set_header("Connection", "close");
-      if (response.status != 413 && static_cast<int64_t>(body.size()) <= options.max_body_bytes) {
-        return write_error(response, invalid_argument("the request body ended early"));
-      }
-      write_error(
-          response,
-          invalid_argument("the request body is larger than " + std::to_string(options.max_body_bytes) + " bytes"),
-          413);
-    });
   }
+}
+
+// The library would wait for a body until it times out when a request announces none, so it is read here.
+void Server::State::read_and_answer(const Handler& handler, const httplib::Request& request,
+                                    const httplib::ContentReader& read, httplib::Response& response) const {
+  std::string body;
+  const bool complete = !announces_body(request) || read([&](const char* data, size_t size) {
+    body.append(data, size);
+    return static_cast<int64_t>(body.size()) <= options.max_body_bytes;
+  });
+  if (complete) return answer(handler, request, std::move(body), response);
+  end_after(response);
+  if (response.status != 413 && static_cast<int64_t>(body.size()) <= options.max_body_bytes) {
+    return write_error(response, invalid_argument("the request body ended early"));
+  }
+  write_error(response, too_large(), 413);
 }
 
 Server::Server(Options options) : state_(std::make_unique<State>(std::move(options))) {}
@@ -235,10 +298,12 @@ void Server::set_header(const std::string& name, std::function<std::string()> va
 
 Status Server::start() {
   Options& options = state_->options;
-  if (options.api_key.empty() && !is_loopback(options.host)) {
-    return invalid_argument("binding to " + options.host +
-                            " lets others in: set an API key (--api-key or LATHE_API_KEY), or bind to 127.0.0.1");
-  }
+  state_->access = LATHE_TRY(Access::create({.host = options.host,
+                                             .api_key = options.api_key,
+                                             .allowed_hosts = options.allowed_hosts,
+                                             .allowed_origins = options.allowed_origins}));
+  std::string host = options.host;
+  if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
   state_->configure();
   // The library's default lets two servers share a port; a second one must fail instead.
   state_->server.set_socket_options([](socket_t socket) {
@@ -246,10 +311,10 @@ Status Server::start() {
     ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
   });
   if (options.port == 0) {
-    options.port = state_->server.bind_to_any_port(options.host);
+    options.port = state_->server.bind_to_any_port(host);
     if (options.port < 0) return Error{Code::kIo, "cannot bind to " + options.host};
-  } else if (!state_->server.bind_to_port(options.host, options.port)) {
-    return Error{Code::kConflict, "cannot listen on " + options.host + ":" + std::to_string(options.port) +
+  } else if (!state_->server.bind_to_port(host, options.port)) {
+    return Error{Code::kConflict, "cannot listen on " + authority(host, options.port) +
                                       "; is the port in use? choose another with --port"};
   }
   state_->listener = std::jthread([this] { state_->server.listen_after_bind(); });

@@ -3,6 +3,7 @@
 //
 // Threads: start() listens on a thread of its own; handlers run on a bounded pool, one request each, concurrently.
 // stop() from any thread but a handler's: no new requests, waits for those in flight.
+// Access: no route sees a request that access.h refuses.
 // Memory: bodies are bounded by max_body_bytes (413 beyond); connections by the pool and its queue.
 #pragma once
 
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "http/access.h"
 
 namespace lathe::http {
 
@@ -23,11 +25,11 @@ struct Options {
   std::string host = "127.0.0.1";
   int port = 8077;      // 0: any free one
   std::string api_key;  // empty: none asked for; then only loopback addresses may be bound
-  int threads = 16;     // requests handled at once
+  // Beside `host`: names under which clients reach it; web pages that may use it (access.h).
+  std::vector<std::string> allowed_hosts = {}, allowed_origins = {};
+  int threads = 16;  // requests handled at once
   int64_t max_body_bytes = 8 << 20;
 };
-
-using Headers = std::vector<std::pair<std::string, std::string>>;
 
 // False when the client is gone.
 using Connected = std::function<bool()>;
@@ -69,7 +71,8 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  // Before start(). A path may end in "/*". A handler that throws is answered with 500.
+  // Before start(). `method`: GET, POST or DELETE; what is posted is JSON. A path may end in "/*". A handler that
+  // throws is answered with 500.
   void route(const std::string& method, const std::string& path, Handler handler);
   // Headers added to every response at the time it is sent.
   void set_header(const std::string& name, std::function<std::string()> value);

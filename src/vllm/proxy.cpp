@@ -40,7 +40,11 @@ bool is_own(const std::string& name) {
                                "authorization",
                                "date",
                                "server",
-                               "x-lathe-version"};
+                               "x-lathe-version",
+                               "origin",
+                               "vary"};
+  // Which pages may read the answers is for Lathe to say.
+  if (lower(name).starts_with("access-control-")) return true;
   return std::find(kOwn.begin(), kOwn.end(), lower(name)) != kOwn.end();
 }
 

@@ -178,7 +178,7 @@ def test_bodies_that_are_not_json_objects(server, raw):
 def test_a_body_of_20_megabytes(server):
     with socket.create_connection(server.url.removeprefix("http://").split(":")) as connection:
         size = 20 << 20
-        connection.sendall(b"POST /v1/learn HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        connection.sendall(b"POST /v1/learn HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % size)
         try:
             for _ in range(size >> 16):
                 connection.sendall(b"x" * (1 << 16))
@@ -226,7 +226,7 @@ def test_clients_that_leave_are_noticed(serve, smollm2, stream):
     address = server.url.removeprefix("http://").split(":")
     connections = [socket.create_connection(address, timeout=30) for _ in range(2)]
     for connection in connections:
-        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         assert connection.recv(64).startswith(b"HTTP/1.1 200")
     wait_for(lambda: server.call("/healthz").json["running"] == 2, seconds=30)
     for connection in connections:

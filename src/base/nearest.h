@@ -1,0 +1,19 @@
+// nearest: which of the known words somebody meant by one that is not known.
+//
+// Threads: pure functions.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace lathe {
+
+// The known word with the fewest letters added, left out, replaced or swapped with their neighbours; empty if none is
+// so near that it could have been meant.
+std::string nearest(std::string_view word, std::span<const std::string> known);
+
+// "; did you mean 'port'?", or nothing.
+std::string did_you_mean(std::string_view word, std::span<const std::string> known);
+
+}  // namespace lathe
