@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 packages=(
   g++ cmake ninja-build ccache pkg-config make git ca-certificates
   python3 python3-venv
-  nlohmann-json3-dev libcpp-httplib-dev libcli11-dev libsqlite3-dev libxxhash-dev libzstd-dev libgtest-dev libcairo2-dev
+  nlohmann-json3-dev libcpp-httplib-dev libcli11-dev libsqlite3-dev libxxhash-dev libzstd-dev libgtest-dev libcairo2-dev libedit-dev libtomlplusplus-dev
 )
 rust_min=1.80
 lint=

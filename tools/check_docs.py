@@ -48,7 +48,10 @@ class Checker:
         code = {name: (root / name).read_text(errors="replace") for name in files
                 if name.endswith(SOURCES) or pathlib.PurePath(name).name in ("Makefile", "run")}
         self.text = "\n".join(code.values())
-        self.flags = set(FLAG.findall(self.text)) | {"--help", "--version"}
+        # A setting is a row of a table, of which its flag is made.
+        table = code.get("src/config/settings.cpp", "")
+        settings = {f"--{name}" for name in re.findall(r'(?:^ *\{|\.name = )"([a-z-]+)"', table, re.M)}
+        self.flags = set(FLAG.findall(self.text)) | settings | {"--help", "--version"}
         self.targets = set(re.findall(r"^([a-z][\w-]*):", code.get("Makefile", ""), re.M))
         own = "\n".join(text for name, text in code.items() if name.startswith("apps/"))
         self.commands = {name.replace("_", "-") for name in re.findall(r"\badd_(\w+)\(CLI::App& app\)", own)}

@@ -32,5 +32,6 @@ Run add_receive(CLI::App& app);
 Run add_prune(CLI::App& app);
 Run add_doctor(CLI::App& app);  // torch
 Run add_bench(CLI::App& app);   // torch
+Run add_config(CLI::App& app);
 
 }  // namespace lathe::cli

@@ -4,6 +4,8 @@
 
 #include "commands.h"
 #include "daemon/daemon.h"
+#include "http/address.h"
+#include "settings_of.h"
 
 namespace lathe::cli {
 
@@ -11,16 +13,19 @@ Run add_serve(CLI::App& app) {
   struct Options {
     std::string directory;
     config::Settings settings;
+    config::AttachSettings foreign;
   };
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "A Hugging Face model directory with safetensors")->required();
-  app.set_config("--config", "", "Read options from this file (TOML or INI)");
-  config::add_serving_options(app, options->settings);
-  config::add_learning_options(app, options->settings);
-  return [options] {
+  std::vector<std::string> foreign;
+  for (const config::Setting& setting : config::attach_settings(options->foreign)) foreign.push_back(setting.name);
+  const auto sources =
+      std::make_shared<config::Sources>(app, config::server_settings(options->settings), std::move(foreign));
+  return [options, sources] {
+    if (!read_settings("serve", *sources)) return 2;
     const Status served = daemon::serve(options->directory, options->settings, [&](int port) {
-      std::printf("lathe serves %s at http://%s:%d\n", options->directory.c_str(), options->settings.host.c_str(),
-                  port);
+      std::printf("lathe serves %s at http://%s\n", options->directory.c_str(),
+                  http::authority(options->settings.host, port).c_str());
       std::fflush(stdout);
     });
     if (served.ok()) return 0;

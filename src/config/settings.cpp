@@ -1,94 +1,202 @@
 #include "config/settings.h"
 
-#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
 
 namespace lathe::config {
+namespace {
 
-void add_serving_options(CLI::App& app, Settings& s) {
-  const std::string group = "Serving";
-  app.add_option("--host", s.host, "Address to listen on; any but loopback needs --api-key")
-      ->envname("LATHE_HOST")
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--port", s.port, "Port to listen on; 0 picks a free one")
-      ->envname("LATHE_PORT")
-      ->check(CLI::Range(0, 65535))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--api-key", s.api_key, "Key that clients send as 'Authorization: Bearer KEY'")
-      ->envname("LATHE_API_KEY")
-      ->group(group);
-  app.add_option("--served-model-name", s.served_name, "Name of the model in the API (default: the directory's)")
-      ->group(group);
-  app.add_option("--max-running", s.max_running, "Answers generated at once")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--max-waiting", s.max_waiting, "Requests queued before 429")
-      ->check(CLI::Range(0, 100000))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--max-context", s.max_context, "Tokens of prompt and answer; 0: the model's limit")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--max-body-bytes", s.max_body_bytes, "Largest request body")
-      ->check(CLI::Range(int64_t{1024}, int64_t{1} << 30))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--http-threads", s.http_threads, "Connections handled at once")
-      ->check(CLI::Range(2, 1024))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--threads", s.compute_threads, "Compute threads; 0: one per core")
-      ->envname("LATHE_THREADS")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--device", s.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")
-      ->envname("LATHE_DEVICE")
-      ->capture_default_str()
-      ->group(group);
+constexpr double kMost = std::numeric_limits<double>::infinity();
+
+std::string number_text(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.10g", value);
+  return text;
 }
 
-void add_learning_options(CLI::App& app, Settings& s) {
-  const std::string group = "Learning";
-  app.add_option("--optimizer", s.optimizer, "apollo_mini, apollo, adamw or sgd")
-      ->check(CLI::IsMember({"apollo_mini", "apollo", "adamw", "sgd"}))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--lr", s.learning_rate, "Learning rate, as for AdamW")
-      ->check(CLI::Range(1e-9, 1.0))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--steps", s.steps, "Steps per correction, at most")
-      ->check(CLI::Range(1, 10000))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--until-loss", s.until_loss, "A correction stops when its loss is below this")
-      ->check(CLI::Range(0.0, 100.0))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--train-embeddings", s.train_embeddings, "Whether embedding and head learn too")
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--keep-completions", s.keep_completions,
-                 "Latest chat completions kept in MODEL_DIR/.lathe, so that they can be corrected by id; 0: none")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--max-learning", s.max_learning, "Learning jobs queued before 429")
-      ->check(CLI::Range(1, 10000))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--sync-seconds", s.sync_seconds,
-                 "How often changed weights become durable; 0: on demand and at shutdown only")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
-      ->group(group);
-  app.add_flag("--materialize", s.materialize,
-               "Replace shards that are symbolic links (a Hugging Face cache) by copies at the first sync")
-      ->group(group);
+// "an integer", "a number", and its range.
+Error out_of_range(const Setting& setting, const char* what, const std::string& text) {
+  std::string range;
+  if (std::isfinite(setting.highest)) {
+    range = " from " + number_text(setting.lowest) + " to " + number_text(setting.highest);
+  } else if (std::isfinite(setting.lowest)) {
+    range = ", " + number_text(setting.lowest) + " or more";
+  }
+  return invalid_argument(std::string("must be ") + what + range + ", not '" + text + "'");
+}
+
+template <class Number>
+Status set_number(const Setting& setting, Number& value, const std::string& text) {
+  Number parsed{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), parsed);
+  const bool whole =
+      error == std::errc() && end == text.data() + text.size() && std::isfinite(static_cast<double>(parsed));
+  if (!whole || static_cast<double>(parsed) < setting.lowest || static_cast<double>(parsed) > setting.highest)
+    return out_of_range(setting, std::is_integral_v<Number> ? "an integer" : "a number", text);
+  value = parsed;
+  return {};
+}
+
+Status set_bool(bool& value, const std::string& text) {
+  std::string lower = text;
+  std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
+  for (const char* yes : {"true", "1", "yes", "on"}) {
+    if (lower == yes) return value = true, Status();
+  }
+  for (const char* no : {"false", "0", "no", "off"}) {
+    if (lower == no) return value = false, Status();
+  }
+  return invalid_argument("must be true or false, not '" + text + "'");
+}
+
+Status set_text(const Setting& setting, std::string& value, const std::string& text) {
+  if (!setting.choices.empty() &&
+      std::find(setting.choices.begin(), setting.choices.end(), text) == setting.choices.end()) {
+    std::string names;
+    for (const std::string& choice : setting.choices) {
+      names += names.empty() ? "" : &choice == &setting.choices.back() ? " or " : ", ";
+      names += choice;
+    }
+    return invalid_argument("must be " + names + ", not '" + text + "'");
+  }
+  value = text;
+  return {};
+}
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> items;
+  for (size_t at = 0; at <= text.size();) {
+    const size_t comma = std::min(text.find(',', at), text.size());
+    if (comma > at) items.push_back(text.substr(at, comma - at));
+    at = comma + 1;
+  }
+  return items;
+}
+
+}  // namespace
+
+std::string Setting::variable() const {
+  if (!other_variable.empty()) return other_variable;
+  std::string variable = "LATHE_" + name;
+  std::transform(variable.begin(), variable.end(), variable.begin(),
+                 [](unsigned char c) { return c == '-' ? '_' : std::toupper(c); });
+  return variable;
+}
+
+Status Setting::set(const std::string& text) const {
+  struct Take {
+    const Setting& setting;
+    const std::string& text;
+    Status operator()(std::string* value) const { return set_text(setting, *value, text); }
+    Status operator()(int* value) const { return set_number(setting, *value, text); }
+    Status operator()(int64_t* value) const { return set_number(setting, *value, text); }
+    Status operator()(double* value) const { return set_number(setting, *value, text); }
+    Status operator()(bool* value) const { return set_bool(*value, text); }
+    Status operator()(std::vector<std::string>* value) const { return *value = split(text), Status(); }
+  };
+  return std::visit(Take{*this, text}, value);
+}
+
+Status Setting::set(const std::vector<std::string>& list) const {
+  auto* const* const own = std::get_if<std::vector<std::string>*>(&value);
+  if (!own) return invalid_argument("must be one value, not a list");
+  **own = list;
+  return {};
+}
+
+std::string Setting::text() const {
+  struct Show {
+    std::string operator()(const std::string* value) const { return *value; }
+    std::string operator()(const int* value) const { return std::to_string(*value); }
+    std::string operator()(const int64_t* value) const { return std::to_string(*value); }
+    std::string operator()(const double* value) const { return number_text(*value); }
+    std::string operator()(const bool* value) const { return *value ? "true" : "false"; }
+    std::string operator()(const std::vector<std::string>* value) const {
+      std::string all;
+      for (const std::string& item : *value) all += (all.empty() ? "" : ",") + item;
+      return all;
+    }
+  };
+  return std::visit(Show{}, value);
+}
+
+std::vector<Setting> server_settings(Settings& s) {
+  const std::string serving = "Serving", learning = "Learning";
+  return {
+      {"host", serving, "Address to listen on; any but loopback needs an API key", &s.host},
+      {"port", serving, "Port to listen on; 0 picks a free one", &s.port, 0, 65535},
+      {.name = "api-key",
+       .group = serving,
+       .help =
+           "Key that clients send as 'Authorization: Bearer KEY'. Others can see it in the list of processes: better "
+           "LATHE_API_KEY or a file",
+       .value = &s.api_key,
+       .secret = true},
+      {"allow-host", serving, "Further names under which clients reach this server, such as a proxy's; '*': any",
+       &s.allowed_hosts},
+      {"allow-origin", serving, "Web pages that may use this server, such as https://page.example; '*': any",
+       &s.allowed_origins},
+      {"served-model-name", serving, "Name of the model in the API (default: the directory's)", &s.served_name},
+      {"max-running", serving, "Answers generated at once", &s.max_running, 1, 1024},
+      {"max-waiting", serving, "Requests queued before 429", &s.max_waiting, 0, 100000},
+      {"max-context", serving, "Tokens of prompt and answer; 0: the model's limit", &s.max_context, 0, kMost},
+      {"max-body-bytes", serving, "Largest request body", &s.max_body_bytes, 1024, 1 << 30},
+      {"http-threads", serving, "Connections handled at once", &s.http_threads, 2, 1024},
+      {"threads", serving, "Compute threads; 0: one per core", &s.compute_threads, 0, 1024},
+      {"device", serving, "auto (a GPU if there is one), cpu, cuda or cuda:N", &s.device},
+
+      {.name = "optimizer",
+       .group = learning,
+       .help = "apollo_mini, apollo, adamw or sgd",
+       .value = &s.optimizer,
+       .choices = {"apollo_mini", "apollo", "adamw", "sgd"}},
+      {"lr", learning, "Learning rate, as for AdamW", &s.learning_rate, 1e-9, 1},
+      {"steps", learning, "Steps per correction, at most", &s.steps, 1, 10000},
+      {"until-loss", learning, "A correction stops when its loss is below this", &s.until_loss, 0, 100},
+      {"train-embeddings", learning, "Whether embedding and head learn too", &s.train_embeddings},
+      {"keep-completions", learning,
+       "Latest chat completions kept in MODEL_DIR/.lathe, so that they can be corrected by id; 0: none",
+       &s.keep_completions, 0, kMost},
+      {"max-learning", learning, "Learning jobs queued before 429", &s.max_learning, 1, 10000},
+      {"sync-seconds", learning, "How often changed weights become durable; 0: on demand and at shutdown only",
+       &s.sync_seconds, 0, kMost},
+      {"materialize", learning,
+       "Replace shards that are symbolic links (a Hugging Face cache) by copies at the first sync", &s.materialize},
+  };
+}
+
+std::vector<Setting> attach_settings(AttachSettings& s) {
+  const std::string group = "vLLM";
+  return {
+      {"vllm", group, "Address of the vLLM server, http://host:port", &s.vllm},
+      {.name = "vllm-api-key",
+       .group = group,
+       .help = "Key of the vLLM server",
+       .value = &s.vllm_api_key,
+       .secret = true,
+       .other_variable = "VLLM_API_KEY"},
+      {"socket", group, "Socket of the plugin (default: what vLLM says)", &s.socket},
+      {.name = "on-difference",
+       .group = group,
+       .help =
+           "If vLLM's weights are not those on disk: refuse, restore (make vLLM's as on disk) or adopt (make them a "
+           "new version)",
+       .value = &s.on_difference,
+       .choices = {"refuse", "restore", "adopt"}},
+      {.name = "tokens",
+       .group = group,
+       .help = "Whose tokens to teach: ours (the directory's tokenizer and chat template) or server (vLLM's /tokenize)",
+       .value = &s.tokens,
+       .choices = {"ours", "server"}},
+      {"proxy", group,
+       "Pass vLLM's inference routes through, and keep the chat completions, so that they can be corrected by id",
+       &s.proxy},
+      {"live", group, "Write beside running requests, which may see a mixture, and pause them briefly after the write",
+       &s.live},
+  };
 }
 
 }  // namespace lathe::config

@@ -1,18 +1,19 @@
-// Settings of the server, with their defaults. One struct, so that a program's whole behaviour can be printed and
-// compared.
+// Settings of the server, with their defaults, and the table of them. One struct, so that a program's whole behaviour
+// can be printed and compared.
 //
-// Sources, later ones win: defaults, a configuration file (--config), environment (LATHE_...), flags.
+// Every setting has one name, in the table below: `max-running` is the flag --max-running, the variable
+// LATHE_MAX_RUNNING and `max-running = 8` in a configuration file (sources.h).
 // Threads: a value.
+// Page: docs/configuration.md
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
+#include <variant>
+#include <vector>
 
 #include "base/result.h"
-
-namespace CLI {
-class App;
-}
 
 namespace lathe::config {
 
@@ -21,10 +22,12 @@ struct Settings {
   std::string host = "127.0.0.1";
   int port = 8077;
   std::string api_key;
-  std::string served_name;   // of the model in the API; empty: the directory's name
-  int64_t max_running = 8;   // answers generated at once
-  int64_t max_waiting = 64;  // requests queued; beyond, 429
-  int64_t max_context = 0;   // tokens of prompt and answer; 0: the model's limit
+  std::vector<std::string> allowed_hosts;    // names beside `host` under which it is reached
+  std::vector<std::string> allowed_origins;  // of web pages that may use it
+  std::string served_name;                   // of the model in the API; empty: the directory's name
+  int64_t max_running = 8;                   // answers generated at once
+  int64_t max_waiting = 64;                  // requests queued; beyond, 429
+  int64_t max_context = 0;                   // tokens of prompt and answer; 0: the model's limit
   int64_t max_body_bytes = 8 << 20;
   int http_threads = 32;
   int compute_threads = 0;      // 0: one per core
@@ -42,8 +45,39 @@ struct Settings {
   bool materialize = false;         // replace shards that are symbolic links by copies, instead of refusing to sync
 };
 
-// Options for every field, grouped for --help.
-void add_serving_options(CLI::App& app, Settings& settings);
-void add_learning_options(CLI::App& app, Settings& settings);
+// What `lathe attach` has beside.
+struct AttachSettings {
+  std::string vllm, vllm_api_key;        // the server; its key
+  std::string socket;                    // of the plugin; empty: the server says
+  std::string on_difference = "refuse";  // if its weights are not those on disk
+  std::string tokens = "ours";           // whose tokens are taught
+  bool proxy = false;                    // pass its inference routes through
+  bool live = false;                     // write beside running requests
+};
+
+// One row of the table: a setting's name, what it is for, what it may be, and where its value is.
+struct Setting {
+  std::string name;
+  std::string group, help;
+  std::variant<std::string*, int*, int64_t*, double*, bool*, std::vector<std::string>*> value;
+  double lowest = -std::numeric_limits<double>::infinity(), highest = -lowest;  // of numbers
+  std::vector<std::string> choices = {};                                        // of texts; empty: any
+  bool secret = false;                                                          // never shown
+  std::string other_variable = {};                                              // instead of LATHE_...
+
+  std::string flag() const { return "--" + name; }
+  std::string variable() const;
+
+  // Takes a value as it is written in a flag or a variable; a list with commas. kInvalidArgument says what it may be,
+  // and changes nothing.
+  Status set(const std::string& text) const;
+  Status set(const std::vector<std::string>& list) const;  // of a list
+  // The value as set() takes it.
+  std::string text() const;
+};
+
+// The table. The values are those of `settings`, which outlives it.
+std::vector<Setting> server_settings(Settings& settings);        // of `lathe serve` and `lathe attach`
+std::vector<Setting> attach_settings(AttachSettings& settings);  // of `lathe attach` alone
 
 }  // namespace lathe::config

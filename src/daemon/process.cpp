@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "history/sync.h"
+#include "http/address.h"
 
 namespace lathe::daemon {
 
@@ -33,8 +34,8 @@ Result<int64_t> recovered_version(io::Env& env, const std::string& directory) {
 
 Announcement::Announcement(io::Env& env, const std::string& directory, const config::Settings& settings, int port)
     : env_(env), path_(delta::Paths(directory).server) {
-  const bool any = settings.host == "0.0.0.0" || settings.host == "::";
-  const std::string url = "http://" + (any ? "127.0.0.1" : settings.host) + ":" + std::to_string(port);
+  const bool any = settings.host == "0.0.0.0" || settings.host == "::" || settings.host == "[::]";
+  const std::string url = "http://" + http::authority(any ? "127.0.0.1" : settings.host, port);
   const Status written = io::write_text_atomically(env_, path_, "{\"url\": \"" + url + "\"}");
   if (!written.ok()) log::warning(written.error().message);
 }

@@ -24,6 +24,8 @@ http::Options server_options(const config::Settings& settings) {
   return {.host = settings.host,
           .port = settings.port,
           .api_key = settings.api_key,
+          .allowed_hosts = settings.allowed_hosts,
+          .allowed_origins = settings.allowed_origins,
           .threads = settings.http_threads,
           .max_body_bytes = settings.max_body_bytes};
 }
