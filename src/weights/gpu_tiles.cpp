@@ -18,7 +18,6 @@ namespace lathe::weights::gpu_tiles {
 namespace {
 
 namespace k = kernels::cuda;
-using Hash128;
 
 static_assert(sizeof(Hash128) == sizeof(kernels::xxh3::Pair));
 
