@@ -7,6 +7,7 @@
 //   CASE: full:BxT         B sequences of T graded tokens
 //         frozen:C+G       G graded tokens behind C tokens of constant context
 //         exact:C+G        the same with gradient through the context
+// --attention and --delta print how fast these kernels alone are.
 // Prints one JSON line per model and case, and a table last. `ceiling_share` counts the arithmetic that the step must
 // do (once forward, twice backward, no recomputation) against the rate at which this machine multiplies matrices of the
 // model's shape. On a CPU the peak is that of the process: one case a run.
@@ -19,6 +20,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -28,6 +30,7 @@
 #include "base/memory.h"
 #include "gpu/device.h"
 #include "model/cuda_attention.h"
+#include "model/cuda_delta_rule.h"
 #include "optim/optimizer.h"
 #include "train/backward.h"
 #include "train/batch.h"
@@ -44,7 +47,7 @@ struct Options {
   std::string optimizer = "apollo_mini", device = "cuda";
   int64_t chunk_rows = 16384;
   int repeats = 5;
-  bool attention = false;
+  bool attention = false, delta = false;
 };
 
 // As the published config.json files say, where these differ from the parser's defaults.
@@ -386,8 +389,36 @@ void attention_table(c10::Device device, int repeats) {
   }
 }
 
+// Milliseconds of the gated delta rule alone: one sequence from zeros to its last state; and forward with what the
+// gradient needs of it, and the gradient of everything.
+void delta_table(c10::Device device, int repeats) {
+  constexpr int64_t kSize = 128;
+  const auto options = at::TensorOptions().dtype(at::kBFloat16).device(device);
+  std::printf("%-12s %7s  %9s %17s %9s %17s\n", "delta heads", "tokens", "fwd ms", "range", "f+b ms", "range");
+  for (const auto& [key_heads, value_heads] : {std::pair<int64_t, int64_t>{16, 48}, {16, 32}, {16, 16}}) {
+    for (const int64_t tokens : {512, 4096, 8192, 16384}) {
+      const auto heads = [&](int64_t count) { return at::randn({tokens, count, kSize}, options); };
+      const auto unit = [](const at::Tensor& x) { return x / x.norm(2, -1, /*keepdim=*/true); };
+      const auto wide = options.dtype(at::kFloat);
+      const model::DeltaInputs in{.q = unit(heads(key_heads)) / std::sqrt(static_cast<double>(kSize)),
+                                  .k = unit(heads(key_heads)),
+                                  .v = heads(value_heads),
+                                  .g = at::rand({tokens, value_heads}, wide) * -0.1,
+                                  .beta = at::rand({tokens, value_heads}, wide)};
+      const at::Tensor d_o = heads(value_heads);
+      const Spread forward = timed(device, repeats, [&] { model::cuda::delta_rule(in, at::Tensor()); });
+      const Spread both =
+          timed(device, repeats, [&] { model::cuda::delta_rule_gradient(in, at::Tensor(), d_o, at::Tensor()); });
+      std::printf("%5ld/%-6ld %7ld  %9.3f %8.3f-%8.3f %9.3f %8.3f-%8.3f\n", static_cast<long>(key_heads),
+                  static_cast<long>(value_heads), static_cast<long>(tokens), forward.median * 1e3, forward.low * 1e3,
+                  forward.high * 1e3, both.median * 1e3, both.low * 1e3, both.high * 1e3);
+    }
+  }
+}
+
 #else
 void attention_table(c10::Device, int) {}
+void delta_table(c10::Device, int) {}
 #endif
 
 Status run(const Options& options) {
@@ -395,6 +426,11 @@ Status run(const Options& options) {
   if (options.attention) {
     if (!device.is_cuda()) return invalid_argument("the attention kernels are for GPUs");
     attention_table(device, options.repeats);
+    return {};
+  }
+  if (options.delta) {
+    if (!device.is_cuda()) return invalid_argument("the delta rule's kernels are for GPUs");
+    delta_table(device, options.repeats);
     return {};
   }
   std::vector<Case> cases;
@@ -444,6 +480,7 @@ int main(int argc, char** argv) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_flag("--attention", options.attention, "Time the attention kernels instead");
+  app.add_flag("--delta", options.delta, "Time the gated delta rule's kernels instead");
   app.add_option("--repeats", options.repeats)->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--device", options.device)->capture_default_str();
   CLI11_PARSE(app, argc, argv);

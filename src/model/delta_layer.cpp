@@ -5,14 +5,21 @@
 //   q, k <- unit length, q scaled by 1/sqrt(K)                β = sigmoid(b), g = -exp(A_log) softplus(a + dt_bias)
 //   o = gated delta rule                                      delta_rule.h, in fp32
 //   out_proj (norm(o) * silu(z))
+//
+// On a GPU everything between the projections is a few kernels of its own (cuda_delta_layer.h) where they can run it.
 #include <ATen/ATen.h>
 
+#include <atomic>
 #include <cmath>
 
+#include "base/log.h"
 #include "model/delta_ops.h"
 #include "model/delta_rule.h"
 #include "model/layer.h"
 #include "model/ops.h"
+#ifdef LATHE_CUDA
+#include "model/cuda_delta_layer.h"
+#endif
 
 namespace lathe::model {
 namespace {
@@ -50,15 +57,12 @@ at::Tensor run_delta_rule(const Pass& pass, const Run& run, const DeltaInputs& i
   return out.o;
 }
 
-}  // namespace
-
-at::Tensor delta_mixer(const Pass& pass, const DeltaParameters& p, const at::Tensor& h) {
+// What lies between the projections, operation by operation: [rows, values] for the last.
+at::Tensor between_projections(const Pass& pass, const DeltaParameters& p, const at::Tensor& qkvz,
+                               const at::Tensor& beta, const at::Tensor& g) {
   const DeltaConfig& c = pass.config.delta;
-  const int64_t rows = h.size(0);
-  const at::Tensor qkvz = linear(h, *p.qkvz, nullptr, pass.sink), ba = linear(h, *p.ba, nullptr, pass.sink);
-  const at::Tensor beta = at::sigmoid(ba.narrow(1, 0, c.value_heads)).to(wide_type(h));
-  const at::Tensor g = decay_gate(ba.narrow(1, c.value_heads, c.value_heads), *p.a_log, *p.dt_bias, pass.sink);
-
+  const int64_t rows = qkvz.size(0);
+  const at::ScalarType wide = wide_type(qkvz);
   std::vector<at::Tensor> outputs;
   for (const Run& run : pass.runs) {
     const auto own = [&](const at::Tensor& t) { return t.narrow(0, run.begin, run.count); };
@@ -70,16 +74,36 @@ at::Tensor delta_mixer(const Pass& pass, const DeltaParameters& p, const at::Ten
     };
     const DeltaInputs in{.q = unit(heads(0, c.key_heads, c.key_dim)) / std::sqrt(static_cast<double>(c.key_dim)),
                          .k = unit(heads(c.keys(), c.key_heads, c.key_dim)),
-                         .v = heads(2 * c.keys(), c.value_heads, c.value_dim).to(wide_type(h)),
+                         .v = heads(2 * c.keys(), c.value_heads, c.value_dim).to(wide),
                          .g = own(g),
                          .beta = own(beta)};
     outputs.push_back(run_delta_rule(pass, run, in));
   }
-  const at::Tensor o = (outputs.size() == 1 ? outputs[0] : at::cat(outputs, 0)).to(h.scalar_type());
+  const at::Tensor o = (outputs.size() == 1 ? outputs[0] : at::cat(outputs, 0)).to(qkvz.scalar_type());
   const at::Tensor normed = rms_norm(o, *p.norm, pass.config.rms_norm_eps, NormStyle::kPlain, pass.sink);
   const at::Tensor z = qkvz.narrow(1, c.channels(), c.values()).view({rows, c.value_heads, c.value_dim});
-  const at::Tensor gated = (normed * at::silu(z.to(wide_type(h)))).to(h.scalar_type());
-  return linear(gated.reshape({rows, c.values()}), *p.output, nullptr, pass.sink);
+  const at::Tensor gated = (normed * at::silu(z.to(wide))).to(qkvz.scalar_type());
+  return gated.reshape({rows, c.values()});
+}
+
+}  // namespace
+
+at::Tensor delta_mixer(const Pass& pass, const DeltaParameters& p, const at::Tensor& h) {
+  const DeltaConfig& c = pass.config.delta;
+  const at::Tensor qkvz = linear(h, *p.qkvz, nullptr, pass.sink), ba = linear(h, *p.ba, nullptr, pass.sink);
+  const at::Tensor beta = at::sigmoid(ba.narrow(1, 0, c.value_heads)).to(wide_type(h));
+  const at::Tensor g = decay_gate(ba.narrow(1, c.value_heads, c.value_heads), *p.a_log, *p.dt_bias, pass.sink);
+
+#ifdef LATHE_CUDA
+  if (cuda::can_run_delta_layer(c, p, h.options()))
+    return linear(cuda::between_projections(pass, p, qkvz, beta, g), *p.output, nullptr, pass.sink);
+  static std::atomic<bool> named = false;
+  if (h.is_cuda() && !named.exchange(true))
+    log::info(
+        "gated delta layers run as separate operations: the GPU's own kernels are for bf16, heads of 128 and four "
+        "taps");
+#endif
+  return linear(between_projections(pass, p, qkvz, beta, g), *p.output, nullptr, pass.sink);
 }
 
 }  // namespace lathe::model

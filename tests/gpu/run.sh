@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs a packed build (scripts/pack.sh) on a machine with a GPU: doctor, the GPU tests, parity in fp32 and bf16, the benchmarks.
 # Needs a torch 2.11.0 with CUDA that `python3` can import; nothing is built. Prints a short table last, full logs go to $OUT.
-# usage: run.sh [doctor] [tests] [parity] [serve] [attention] [bench] [sync]    (all but sync)
+# usage: run.sh [doctor] [tests] [parity] [serve] [attention] [delta] [bench] [sync]    (all but sync)
 #   GOLDEN=folder of reference folders    BENCH="arguments of gpu_bench; those of another run; ..."
 #   SYNC_FOLDER=where 40 GB fit (/tmp)    SYNC="arguments of live_sync_bench"
 set -uo pipefail
 pack=$(cd "$(dirname "$0")" && pwd)
 OUT=${OUT:-$(mktemp -d)}
-steps=${*:-doctor tests parity serve attention bench}
+steps=${*:-doctor tests parity serve attention delta bench}
 torch=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))') || exit 2
 LD_LIBRARY_PATH=$torch/lib:$(ls -d "$torch"/../nvidia/*/lib | paste -sd:):$pack/lib:${LD_LIBRARY_PATH:-}
 export LD_LIBRARY_PATH LATHE_PACK=$pack
@@ -60,6 +60,11 @@ run_serve() {
 run_attention() {
   timeout 200 "$pack/bin/gpu_bench" --attention 2>&1 | tee "$OUT/attention.log"
   note attention "${PIPESTATUS[0]}"
+}
+
+run_delta() {
+  timeout 100 "$pack/bin/gpu_bench" --delta --repeats 20 2>&1 | tee "$OUT/delta.log"
+  note delta "${PIPESTATUS[0]}"
 }
 
 run_bench() {
