@@ -60,5 +60,5 @@ def test_the_pause_is_the_write_and_little_more(serve, attach, large):
     lathe.kill()  # no sync: it would write 17 GB
     with Trainer(vllm.state()["socket"]) as trainer:
         nothing_written = sorted_pauses(trainer, 20)
-    print(f"begin to end without a write: median {nothing_written[10] * 1e3:.0f} ms ({nothing_written[0] * 1e3:.0f}-{nothing_written[-1] * 1e3:.0f})")
+    print(f"pause without a write: median {nothing_written[10] * 1e3:.0f} ms ({nothing_written[0] * 1e3:.0f}-{nothing_written[-1] * 1e3:.0f})")
     assert nothing_written[10] < 0.1

@@ -121,7 +121,7 @@ def test_an_update_takes_little_beyond_the_write(vllm):
         assert request.is_alive(), "the answer was complete before the updates were: nothing was measured"
         request.join()
     for name, seconds in (("idle", idle), ("busy", busy)):
-        print(f"begin to end, {name}: median {seconds[len(seconds) // 2] * 1e3:.0f} ms ({seconds[0] * 1e3:.0f}-{seconds[-1] * 1e3:.0f}) of {len(seconds)}")
+        print(f"pause, {name}: median {seconds[len(seconds) // 2] * 1e3:.0f} ms ({seconds[0] * 1e3:.0f}-{seconds[-1] * 1e3:.0f}) of {len(seconds)}")
         assert seconds[len(seconds) // 2] < (0.1 if ON_GPU else 1)  # the CPUs may be busy with other tests
 
 
