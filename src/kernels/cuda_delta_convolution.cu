@@ -95,9 +95,11 @@ __global__ void __launch_bounds__(kThreads) convolve(const DeltaConvolution in, 
   const int64_t part = lane.head < in.key_heads ? 0 : normed ? in.key_heads : 2 * in.key_heads;
   const int64_t stride = (normed ? in.key_heads : in.value_heads) * kHead;
   bf16* out = (lane.head < in.key_heads ? q : normed ? k : v) + lane.channel - part * kHead;
+  Four next = load_x(in, lane.first, lane.channel);  // a token ahead: its way from memory is hidden
 #pragma unroll 4
   for (int64_t t = lane.first; t < lane.last; ++t) {
-    x.push(load_x(in, t, lane.channel));
+    x.push(next);
+    if (t + 1 < lane.last) next = load_x(in, t + 1, lane.channel);
     float y[kEach], sum = 0;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -151,12 +153,19 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t part = lane.head < in.key_heads ? 0 : normed ? in.key_heads : 2 * in.key_heads;
   const int64_t stride = (normed ? in.key_heads : in.value_heads) * kHead;
   const bf16* from = (lane.head < in.key_heads ? d.q : normed ? d.k : d.v) + lane.channel - part * kHead;
+  const int64_t end = min(lane.last + kTaps - 1, in.tokens);  // of what is read
+  Four next_x = load_x(in, lane.first, lane.channel), next_d = load<bf16, kEach>(from + lane.first * stride);
 #pragma unroll 2
   for (int64_t t = lane.first; t < lane.last + kTaps - 1; ++t) {
     float newest[kEach] = {};
-    if (t < in.tokens) {
-      x.push(load_x(in, t, lane.channel));
-      before_silu(x, taps, load<bf16, kEach>(from + t * stride), normed, scale, in.eps, newest);
+    if (t < end) {
+      const Four d = next_d;
+      x.push(next_x);
+      if (t + 1 < end) {
+        next_x = load_x(in, t + 1, lane.channel);
+        next_d = load<bf16, kEach>(from + (t + 1) * stride);
+      }
+      before_silu(x, taps, d, normed, scale, in.eps, newest);
     }
     dc.push(newest);
     if (t < lane.last) {

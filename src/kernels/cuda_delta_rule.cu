@@ -17,6 +17,10 @@ void delta_rule(const DeltaArguments& in, const DeltaShape& shape, const DeltaCh
   scan_delta_forward(kernel, o, last, stream);
 }
 
+void delta_rule_steps(const DeltaArguments& in, const DeltaShape& shape, void* o, float* last, CUstream_st* stream) {
+  step_delta(kernel_of(in, shape, {}), o, last, stream);
+}
+
 void delta_rule_gradient(const DeltaArguments& in, const DeltaShape& shape, const DeltaChunks& chunks, const void* d_o,
                          const float* d_last, const DeltaGradients& out, CUstream_st* stream) {
   const Kernel kernel = kernel_of(in, shape, chunks);

@@ -52,6 +52,7 @@ inline int shared_bytes_of_device() {
   return bytes;
 }
 
+void step_delta(const Kernel& p, void* o, float* last, CUstream_st* stream);
 void prepare_delta_chunks(const Kernel& p, CUstream_st* stream);
 void scan_delta_forward(const Kernel& p, void* o, float* last, CUstream_st* stream);
 void scan_delta_backward(const Kernel& p, const void* d_o, const float* d_last, const DeltaGradients& out,

@@ -54,6 +54,10 @@ struct DeltaChunks {
 void delta_rule(const DeltaArguments& in, const DeltaShape& shape, const DeltaChunks& chunks, void* o, float* last,
                 CUstream_st* stream);
 
+// The same token by token, for at most so many of them: one kernel, all of it in fp32, which is faster there and exact.
+constexpr int64_t kDeltaStepTokens = 4;
+void delta_rule_steps(const DeltaArguments& in, const DeltaShape& shape, void* o, float* last, CUstream_st* stream);
+
 struct DeltaGradients {
   void* d_states = nullptr;  // bf16 [value heads, chunks, V, K]: scratch, the gradient of the state after each chunk
   void* d_deltas = nullptr;  // bf16 [value heads, chunks, V, 64]: scratch

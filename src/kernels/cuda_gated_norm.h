@@ -15,7 +15,7 @@ struct CUstream_st;
 
 namespace lathe::kernels::cuda {
 
-constexpr int64_t kGatedNormPartials = 264;  // rows of partial sums of dw
+constexpr int64_t kGatedNormPartials = 1056;  // rows of partial sums of dw
 
 struct GatedNorm {
   int64_t tokens = 0, heads = 0;

@@ -3,7 +3,10 @@
 #include <c10/cuda/CUDAStream.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "gpu/device.h"
+#include "kernels/cuda_row_products.h"
 #include "kernels/cuda_update.h"
 
 namespace lathe::kernels {
@@ -121,6 +124,31 @@ TEST_F(GpuUpdate, AdamAgreesToTheBit) {
   EXPECT_TRUE(at::equal(device_m.cpu(), m));
   EXPECT_TRUE(at::equal(device_v.cpu(), v));
   EXPECT_TRUE(at::equal(device_g.cpu(), g));
+}
+
+TEST_F(GpuUpdate, ProductsOfAMatrixWithAVector) {
+  for (const int64_t rows : {1, 7, 64, 513, 4099}) {
+    for (const int64_t columns : {8, 248, 256, 264, 2560}) {
+      SCOPED_TRACE(testing::Message() << rows << " x " << columns);
+      // Columns of a wider matrix, as a part of a fused weight has them.
+      const at::Tensor wide = at::randn({rows, columns + 16}).to(at::kBFloat16), m = wide.narrow(1, 8, columns);
+      const at::Tensor right = at::randn({columns}), left = at::randn({rows});
+      const at::Tensor there = wide.to(*device()).narrow(1, 8, columns);
+      const at::Tensor y = at::full({rows}, NAN, right.options().device(*device()));
+      const at::Tensor partial = at::full({cuda::kRowSumPartials, columns}, NAN, y.options());
+      const at::Tensor x = right.to(*device()), z = left.to(*device());
+      cuda::row_dots(there.const_data_ptr(), rows, columns, there.stride(0), x.const_data_ptr<float>(),
+                     y.data_ptr<float>(), stream());
+      cuda::weighted_row_sum(there.const_data_ptr(), rows, columns, there.stride(0), z.const_data_ptr<float>(),
+                             partial.data_ptr<float>(), stream());
+      const auto error = [](const at::Tensor& a, const at::Tensor& b) {
+        return ((a.cpu().to(at::kDouble) - b).norm() / b.norm()).item<double>();
+      };
+      const at::Tensor exact = m.to(at::kDouble);
+      EXPECT_LT(error(y, at::mv(exact, right.to(at::kDouble))), 1e-5);
+      EXPECT_LT(error(partial.sum(0), at::mv(exact.t(), left.to(at::kDouble))), 1e-5);
+    }
+  }
 }
 
 }  // namespace

@@ -21,8 +21,6 @@ using torch::autograd::variable_list;
 
 // Of queries' and keys' length, on the sum of squares.
 constexpr double kUnitEps = 1e-6;
-// Up to so many rows of a serving pass the recurrence itself is faster than its chunked form, and exact in fp32.
-constexpr int64_t kFewTokens = 4;
 
 struct Rows {
   int64_t begin, count;
@@ -115,16 +113,13 @@ Kept forward_run(const Layer& layer, const Pass& pass, const Run& run, const at:
     kept.chunks = run_delta_rule(in, kept.start, keep, o, at::Tensor());
     return kept;
   }
-  if (run.count <= kFewTokens) {
-    const auto wide = [](const at::Tensor& t) { return t.to(at::kFloat); };
-    DeltaOutput out = delta_rule_by_token({wide(in.q), wide(in.k), wide(in.v), in.g, in.beta}, kept.start);
-    o.copy_(out.o);
-    run.state->set_recurrent(pass.layer, std::move(out.state));
+  const at::Tensor last = at::empty({c.value_heads, c.key_dim, c.value_dim}, in.g.options());
+  if (run.count <= kDeltaSteps) {
+    run_delta_steps(in, kept.start, o, last);
   } else {
-    const at::Tensor last = at::empty({c.value_heads, c.key_dim, c.value_dim}, in.g.options());
     run_delta_rule(in, kept.start, /*keep=*/false, o, last);
-    run.state->set_recurrent(pass.layer, last);
   }
+  run.state->set_recurrent(pass.layer, last);
   run.state->set_history(pass.layer, next_history(kept.before, x));
   return kept;
 }

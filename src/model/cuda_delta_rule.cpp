@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "base/result.h"
 #include "kernels/cuda_delta_rule.h"
 
 namespace lathe::model::cuda {
@@ -89,6 +90,15 @@ DeltaChunks run_delta_rule(const DeltaInputs& in, const at::Tensor& start, bool 
     k::delta_rule(arguments.raw, arguments.shape, raw(chunks), o.mutable_data_ptr(), data_or_null(state), stream);
   });
   return chunks;
+}
+
+void run_delta_steps(const DeltaInputs& in, const at::Tensor& start, const at::Tensor& o, const at::Tensor& state) {
+  static_assert(kDeltaSteps == k::kDeltaStepTokens);
+  const Arguments arguments(in, start);
+  LATHE_CHECK(arguments.shape.tokens <= kDeltaSteps);
+  queue(in.v, [&](CUstream_st* stream) {
+    k::delta_rule_steps(arguments.raw, arguments.shape, o.mutable_data_ptr(), state.mutable_data_ptr<float>(), stream);
+  });
 }
 
 void run_delta_rule_gradient(const DeltaInputs& in, const at::Tensor& start, const DeltaChunks& chunks,

@@ -25,6 +25,10 @@ struct DeltaChunks {
 // Into o, and into `state` if it is defined. Undefined `start`: zeros.
 DeltaChunks run_delta_rule(const DeltaInputs& in, const at::Tensor& start, bool keep, const at::Tensor& o,
                            const at::Tensor& state);
+// Token by token in fp32, at most kDeltaSteps of them, into o and `state`: for decoding.
+constexpr int64_t kDeltaSteps = 4;
+void run_delta_steps(const DeltaInputs& in, const at::Tensor& start, const at::Tensor& o, const at::Tensor& state);
+
 // From what run_delta_rule() kept, into `d`, and into d_start if it is defined. Undefined d_state: zeros.
 void run_delta_rule_gradient(const DeltaInputs& in, const at::Tensor& start, const DeltaChunks& chunks,
                              const at::Tensor& d_o, const at::Tensor& d_state, const DeltaInputs& d,

@@ -165,6 +165,24 @@ TEST_F(GpuDeltaRule, RandomShapes) {
   }
 }
 
+// Decoding: fp32 but for o, which is rounded once.
+TEST_F(GpuDeltaRule, StepsAreTheRecurrenceInFp32) {
+  const at::NoGradGuard no_grad;
+  for (const int64_t tokens : {1, 2, 3, 4}) {
+    for (const bool start : {true, false}) {
+      SCOPED_TRACE(testing::Message() << tokens << " tokens, start " << start);
+      const Problem p = make_problem({tokens, 2, 3, 0.5, start});
+      poison();
+      const DeltaOutput out{.o = at::empty(p.in.v.sizes(), p.in.v.options()),
+                            .state = at::empty({6, kSize, kSize}, p.in.g.options())};
+      cuda::run_delta_steps(p.in, p.start, out.o, out.state);
+      const DeltaOutput expected = delta_rule_by_token(wide(p.in), wide(p.start));
+      EXPECT_LT(error(out.o, expected.o), 3e-3);
+      EXPECT_LT(error(out.state, expected.state), 1e-6);
+    }
+  }
+}
+
 // As the model hands them over: parts of one tensor.
 TEST_F(GpuDeltaRule, ReadsHeadsInsideAFusedTensor) {
   const at::NoGradGuard no_grad;

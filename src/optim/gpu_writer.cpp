@@ -6,6 +6,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "base/result.h"
+#include "kernels/cuda_row_products.h"
 #include "kernels/cuda_update.h"
 
 namespace lathe::optim {
@@ -66,6 +67,30 @@ void gpu_adam_direction(const at::Tensor& g, const at::Tensor& m, const at::Tens
   k::adam_direction(g.data_ptr<float>(), m.data_ptr<float>(), v.data_ptr<float>(), g.numel(), coefficients,
                     stream_of(g));
   C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+bool can_multiply_on_gpu(const at::Tensor& m) {
+  const auto whole = [](int64_t n) { return n % 8 == 0; };
+  return m.is_cuda() && m.scalar_type() == at::kBFloat16 && m.stride(1) == 1 && whole(m.stride(0)) &&
+         whole(m.size(1)) && reinterpret_cast<uintptr_t>(m.const_data_ptr()) % 16 == 0;
+}
+
+at::Tensor gpu_times_vector(const at::Tensor& m, const at::Tensor& x) {
+  const at::Tensor in = x.contiguous(), y = at::empty({m.size(0)}, x.options());
+  const c10::cuda::CUDAGuard guard(m.device());
+  k::row_dots(m.const_data_ptr(), m.size(0), m.size(1), m.stride(0), in.const_data_ptr<float>(), y.data_ptr<float>(),
+              stream_of(m));
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return y;
+}
+
+at::Tensor gpu_vector_times(const at::Tensor& x, const at::Tensor& m) {
+  const at::Tensor in = x.contiguous(), partial = at::empty({k::kRowSumPartials, m.size(1)}, x.options());
+  const c10::cuda::CUDAGuard guard(m.device());
+  k::weighted_row_sum(m.const_data_ptr(), m.size(0), m.size(1), m.stride(0), in.const_data_ptr<float>(),
+                      partial.data_ptr<float>(), stream_of(m));
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return partial.sum(0);
 }
 
 ProjectedMoments gpu_moments(const at::Tensor& r, const at::Tensor& last_m, const at::Tensor& last_v,

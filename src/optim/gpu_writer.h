@@ -34,6 +34,11 @@ class GpuWriter {
 void gpu_adam_direction(const at::Tensor& g, const at::Tensor& m, const at::Tensor& v,
                         const kernels::AdamCoefficients& coefficients);
 
+// kernels/row_products.h, on a GPU: m [r, c] bf16, x fp32; m x [r], and xᵀ m [c].
+bool can_multiply_on_gpu(const at::Tensor& m);
+at::Tensor gpu_times_vector(const at::Tensor& m, const at::Tensor& x);
+at::Tensor gpu_vector_times(const at::Tensor& x, const at::Tensor& m);
+
 // What apollo_measure() asks of a projected gradient as a whole, in two kernels instead of a score.
 struct ProjectedMoments {
   at::Tensor m, v;   // the next moments

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <numeric>
 
+#include "gpu/device.h"
 #include "kernels/row_products.h"
 #include "kernels/squares.h"
+#include "optim/gpu_writer.h"
 
 namespace lathe::optim {
 namespace {
@@ -45,8 +47,11 @@ at::Tensor as_rows(const at::Tensor& memory, int64_t rows, int64_t columns) {
 // Elements one thread should have before a second is worth waking.
 constexpr int64_t kGrain = 64 * 1024;
 
-// m [r, c] bf16 on the CPU, rows without gaps; x fp32. m x [r], and xᵀ m [c], without a wide copy of m.
+// m [r, c] bf16, rows without gaps; x fp32. m x [r], and xᵀ m [c], without a wide copy of m.
 at::Tensor times_vector(const at::Tensor& m, const at::Tensor& x) {
+  if constexpr (gpu::kBuilt) {
+    if (m.is_cuda()) return gpu_times_vector(m, x);
+  }
   at::Tensor y = at::empty({m.size(0)}, x.options());
   const auto* data = reinterpret_cast<const uint16_t*>(m.const_data_ptr<at::BFloat16>());
   const auto* in = x.const_data_ptr<float>();
@@ -57,6 +62,9 @@ at::Tensor times_vector(const at::Tensor& m, const at::Tensor& x) {
   return y;
 }
 at::Tensor vector_times(const at::Tensor& x, const at::Tensor& m) {
+  if constexpr (gpu::kBuilt) {
+    if (m.is_cuda()) return gpu_vector_times(x, m);
+  }
   at::Tensor y = at::empty({m.size(1)}, x.options());
   const auto* data = reinterpret_cast<const uint16_t*>(m.const_data_ptr<at::BFloat16>());
   const auto* in = x.const_data_ptr<float>();
@@ -67,6 +75,9 @@ at::Tensor vector_times(const at::Tensor& x, const at::Tensor& m) {
   return y;
 }
 bool can_multiply(const at::Tensor& m) {
+  if constexpr (gpu::kBuilt) {
+    if (m.is_cuda()) return can_multiply_on_gpu(m);
+  }
   return m.is_cpu() && m.scalar_type() == at::kBFloat16 && m.stride(1) == 1;
 }
 
