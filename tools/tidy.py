@@ -6,7 +6,8 @@ under a hash of all that decides it: the file, the project's headers that it inc
 clang-tidy. So only what changed is looked at again.
 
 A file that includes LibTorch takes ten seconds and more, nearly all of it spent on LibTorch's headers. Those files are compiled on top of a
-precompiled header and get the shorter list of checks in TORCH_CHECKS. For apps/ three checks are left out that spend their time in CLI11.
+precompiled header and get the shorter list of checks in TORCH_CHECKS. In apps/ and bench/ three checks are left out that spend their time in
+CLI11.
 
 With --limit N at most N files that are not in the cache are checked: those that the last commit changed first, then a window
 that moves on with every commit, so that each file comes up within (files / N) commits even on machines without a cache. What
@@ -35,10 +36,9 @@ import lathe_cache  # noqa: E402
 TORCH_CHECKS = ("-*,readability-identifier-naming,misc-unused-*,modernize-use-override,google-explicit-constructor,"
                 "cppcoreguidelines-slicing,bugprone-dangling-handle,bugprone-implicit-widening-of-multiplication-result,"
                 "bugprone-infinite-loop,bugprone-narrowing-conversions,bugprone-unused-raii,bugprone-use-after-move,"
-                "performance-for-range-copy,performance-move-const-arg,performance-unnecessary-copy-initialization,"
-                "performance-unnecessary-value-param")
+                "performance-for-range-copy,performance-move-const-arg,performance-unnecessary-copy-initialization")
 TORCH_HEADERS = ("ATen/ATen.h", "torch/csrc/autograd/autograd.h", "torch/csrc/autograd/custom_function.h")
-APPS_CHECKS = "-bugprone-reserved-identifier,-bugprone-stringview-nullptr,-performance-unnecessary-value-param"
+CLI11_CHECKS = "-bugprone-reserved-identifier,-bugprone-stringview-nullptr,-performance-unnecessary-value-param"
 FOLDERS = ("src/", "apps/", "bench/")
 INCLUDE = re.compile(rb'^\s*#\s*include\s*"([^"]+)"', re.M)
 
@@ -61,9 +61,10 @@ class Source:
                 kept += [word, next(words)]
             elif word in ("-o", "-c", "-include"):
                 next(words)
-            elif word.startswith(("-I", "-D", "-std=", "-fopenmp", "-m")):
+            elif word.startswith(("-I", "-D", "-std=", "-m")):
                 kept.append(word)
-        return [*kept, "-Wno-unknown-warning-option"]
+        # Without -fopenmp, whose header clang does not bring along.
+        return [*kept, "-Wno-unknown-warning-option", "-Wno-unknown-pragmas"]
 
 
 def sources(build):
@@ -89,7 +90,7 @@ class Keys:
 
     def __init__(self, tidy):
         version = subprocess.run([tidy, "--version"], check=True, capture_output=True).stdout
-        self.common = version + (REPOSITORY / ".clang-tidy").read_bytes() + (TORCH_CHECKS + APPS_CHECKS).encode()
+        self.common = version + (REPOSITORY / ".clang-tidy").read_bytes() + (TORCH_CHECKS + CLI11_CHECKS).encode()
         self.texts = {}
 
     def _text(self, path):
@@ -167,7 +168,7 @@ class Checker:
         """(seconds, findings); findings is empty if there are none."""
         begin = time.monotonic()
         command = [self.tidy, "--quiet", "--warnings-as-errors=*"]
-        if checks := ",".join([TORCH_CHECKS] * source.torch + [APPS_CHECKS] * source.name.startswith("apps/")):
+        if checks := ",".join([TORCH_CHECKS] * source.torch + [CLI11_CHECKS] * source.name.startswith(("apps/", "bench/"))):
             command.append(f"--checks={checks}")
         flags = source.flags
         if source.torch and self.header:
@@ -202,7 +203,9 @@ def main():
             check.precompile(with_torch[0])
         chosen.sort(key=lambda source: not source.torch)  # the longest first
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done, (source, (seconds, findings)) in enumerate(zip(chosen, pool.map(check, chosen), strict=True), 1):
+            running = {pool.submit(check, source): source for source in chosen}
+            for done, future in enumerate(concurrent.futures.as_completed(running), 1):
+                source, (seconds, findings) = running[future], future.result()
                 print(f"[{done}/{len(chosen)}] {source.name} ({seconds:.0f} s)", flush=True)
                 if findings:
                     print(findings, flush=True)

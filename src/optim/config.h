@@ -43,8 +43,8 @@ struct OptimizerConfig {
   // last, also of 1-D tensors. For comparison only: its first steps on a repeated example are about half as long as
   // they should be.
   bool official_compat = false;
-  int64_t tile_elements =
-      256 * 1024;  // of a commit, so that a tile stays in a core's cache; results do not depend on it
+  // Of a commit, so that a tile stays in a core's cache; results do not depend on it.
+  int64_t tile_elements = int64_t{256} * 1024;
 
   int64_t projection_rank() const { return rank.value_or(method == Method::kApollo ? 128 : 1); }
   bool apollo() const { return method == Method::kApolloMini || method == Method::kApollo; }
