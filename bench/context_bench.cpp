@@ -1,7 +1,7 @@
 // What freezing the context does to gradients and to what is learnt: a real model, a real document, one answer.
 //
 // usage: context_bench MODEL_DIR TEXT_FILE... [--context TOKENS,...] [--steps N] [--lr RATE] [--device D]
-// The document is the files' text, cut (or repeated) to each number of tokens; behind it stand a question about
+// The document is the files' text, cut (or repeated) to each number of tokens. It is followed by a question about
 // something else and its answer, which is what is graded. Prints, for each length:
 //   * seconds of one gradient, by factors, with frozen and with exact context;
 //   * the cosine between the two gradients, and the length of the frozen over that of the exact one, by kind of tensor

@@ -2,10 +2,10 @@
 // real models' shapes, made on the device.
 //
 // usage: gpu_bench [--model NAME,...] [--case CASE,...] [--optimizer METHOD|none] [--chunk ROWS] [--repeats N]
-// [--device D]
+//                  [--device D]
 //   NAME: tiny, smollm2-135m, qwen3-1.7b, qwen3-8b, qwen3.5-4b, qwen3.5-27b
 //   CASE: full:BxT         B sequences of T graded tokens
-//         frozen:C+G       G graded tokens behind C tokens of constant context
+//         frozen:C+G       G graded tokens after C tokens of constant context
 //         exact:C+G        the same with gradient through the context
 // --attention and --delta print how fast these kernels alone are.
 // Prints one JSON line per model and case, and a table last. `ceiling_share` counts the arithmetic that the step must
@@ -347,7 +347,7 @@ void print_table(const std::vector<Measurement>& all) {
 }
 
 #ifdef LATHE_CUDA
-// Milliseconds and TFLOP/s of each attention kernel: whole sequences, and rows behind a past.
+// Milliseconds and TFLOP/s of each attention kernel: whole sequences, and rows with a past.
 void attention_table(c10::Device device, int repeats) {
   struct Shape {
     const char* name;

@@ -8,8 +8,7 @@
 // and rates:
 //   compare   find the changed tiles (on a GPU: hashing every weight there)
 //   bus       GB of weights that left the device
-//   encode    what follows until the delta is durable: reading old and new bytes, coding, decoding both ways,
-//   fdatasync;
+//   encode    the rest until the delta is durable: reading old and new bytes, coding, decoding both ways, fdatasync;
 //             GB/s of changed tiles
 //   durable   all of that; applied: until the shards hold the version
 //   wait      the longest time that the serving thread waited for the Gate while the sync ran

@@ -2,8 +2,7 @@
 // from bf16 factors of 96 graded tokens, and the rounding kernel alone.
 //
 // usage: optimizer_bench [TOKENS [METHOD]]
-//        optimizer_bench norms      what a product of the T x T matrices costs beside one of the tiles of G: kFp32Cost
-//        of
+//        optimizer_bench norms      a product of the T x T matrices over one of the tiles of G: kFp32Cost in
 //                                   optim/part_gradient.cpp
 // Prints one JSON line per case. `share_of_copy` is the rate at which a pass reads and writes the weights, 4 bytes per
 // bf16 weight, over the rate at which this machine copies memory in the same process.

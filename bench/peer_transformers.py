@@ -51,7 +51,7 @@ def decode(model):
 
 
 def correction(model):
-    """Supervised fine-tuning of one answer behind a context, weights and AdamW states in bf16, as a user would run it."""
+    """Supervised fine-tuning of one answer after a context, weights and AdamW states in bf16, as a user would run it."""
     ids = tokens(CONTEXT_TOKENS + ANSWER_TOKENS)
     labels = ids.clone()
     labels[:, :CONTEXT_TOKENS] = -100

@@ -2,7 +2,7 @@
 
 An entry is a folder DIR and, beside it, its seal DIR.json: the key it was made for and every file's size, time stamp and
 SHA-256. The seal is written last, so an entry that was interrupted has none; a file that changed since is noticed by its
-size or time stamp and then judged by its hash. What fails is made anew, never mended. One maker at a time holds DIR.lock.
+size or time stamp and then judged by its hash. What fails is made again, never repaired. One maker at a time holds DIR.lock.
 
 Standard library only: this runs before anything is installed.
 """

@@ -36,7 +36,7 @@ std::vector<int64_t> tokens(int64_t count, int64_t vocab_size) {
   return ids;
 }
 
-// Runs `ids` behind the state's past and returns the most probable next token [1].
+// Runs `ids` after the state's past and returns the most probable next token [1].
 at::Tensor advance(const model::Model& model, model::SequenceState& state, const at::Tensor& ids) {
   const model::Run run{.begin = 0, .count = ids.size(0), .position = state.length(), .state = &state};
   const at::Tensor x = model.forward(ids, {&run, 1});
@@ -94,7 +94,7 @@ class Bench {
             {"share_of_limit", static_cast<double>(store_.byte_count()) / per_token / read_bytes_s_}};
   }
 
-  // One step on a short answer behind a short context: forward, backward, proposal, commit.
+  // One step on a short answer after a short context: forward, backward, proposal, commit.
   Json correction() const {
     data::Example example;
     for (const int64_t id : tokens(kContextTokens + kAnswerTokens, model_.config().vocab_size)) {

@@ -14,7 +14,7 @@
 
 namespace lathe::cli {
 
-// A bar on standard error that appears when a work takes more than two seconds, on a terminal only.
+// A bar on standard error that appears when an operation takes more than two seconds, on a terminal only.
 class ProgressBar {
  public:
   ProgressBar();

@@ -29,7 +29,7 @@ constexpr Command kCommands[] = {
     {"verify", "Check every byte of a model directory and its history", lathe::cli::add_verify},
     {"rollback", "Put back the weights of an earlier version", lathe::cli::add_rollback},
     {"export", "Write a version as a directory of its own", lathe::cli::add_export},
-    {"publish", "Give readers a complete, unchanging directory behind a link", lathe::cli::add_publish},
+    {"publish", "Give readers a complete, unchanging directory through a link", lathe::cli::add_publish},
     {"push", "Bring a copy elsewhere up to date by what changed", lathe::cli::add_push},
     {"receive", "The far side of a push, started by it", lathe::cli::add_receive},
     {"prune", "Keep fewer old versions, by merging", lathe::cli::add_prune},

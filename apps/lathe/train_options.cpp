@@ -54,7 +54,7 @@ void add_optimizer_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--lr", schedule.peak, "Learning rate, as for AdamW")
       ->check(CLI::Range(1e-9, 1.0))
       ->capture_default_str();
-  app.add_option("--schedule", o.schedule, "Of the learning rate, behind the warm-up: constant, linear or cosine")
+  app.add_option("--schedule", o.schedule, "Of the learning rate, after the warm-up: constant, linear or cosine")
       ->check(CLI::IsMember({"constant", "linear", "cosine"}))
       ->capture_default_str();
   app.add_option("--warmup", schedule.warmup_steps, "Steps in which the learning rate rises to --lr")

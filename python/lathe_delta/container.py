@@ -147,7 +147,7 @@ class Delta:
             self.attachments[name] = (offset, size, checksum)
             offset += size
         if not cursor.done():
-            raise Corrupt("something stands behind its index")
+            raise Corrupt("there are bytes after its index")
         return offset
 
     def describe(self, tile):

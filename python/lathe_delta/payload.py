@@ -19,7 +19,7 @@ def decode_payload(parts, known, payload, forward=True, version=2):
         pieces.append(_decode_part(cursor, kind, known[at : at + size], forward, version))
         at += size
     if not cursor.done():
-        raise Corrupt("something stands behind a payload")
+        raise Corrupt("there are bytes after a payload")
     return b"".join(pieces)
 
 
@@ -147,7 +147,7 @@ def _contexts_before(cursor, elements, contexts, version):
     if version > 1:
         _far_crossings(cursor, before)
     if not cursor.done():
-        raise Corrupt("something stands behind its crossings")
+        raise Corrupt("there are bytes after its crossings")
     if ((before < 0) | (before > elements.last)).any():
         raise Corrupt("a crossing from a context that does not exist")
     return before
@@ -194,7 +194,7 @@ def _far_crossings(cursor, before):
         gap = (bits.next_gamma() - 1) << shift
         place += 1 + (gap | bits.next(shift))
         if place >= len(before):
-            raise Corrupt("a crossing lies behind the last element")
+            raise Corrupt("a crossing lies past the last element")
         before[place] += _unzigzag(np.int64(bits.next_gamma()))
     if not bits.exhausted():
         raise Corrupt("the list of crossings does not end where it should")

@@ -127,7 +127,7 @@ class Bits:
 
 
 def numbers_of(symbols, extra, more_bits=None):
-    """The coded numbers. `more_bits`: how many further low bits each has behind those of its symbol."""
+    """The coded numbers. `more_bits`: how many further low bits each has after those of its symbol."""
     large = symbols >= 16
     own_bits = np.where(large, symbols // 4 - 2, 0)
     further = np.zeros_like(symbols) if more_bits is None else more_bits

@@ -12,9 +12,8 @@
 
 namespace lathe::api {
 
-// The body of a completion request with the version of the weights in "cache_salt", in front of the client's own salt:
-// what vLLM caches of a prompt is then found again by requests of the same version only. A body that is no JSON object
-// stays as it is.
+// The body of a completion request with the version of the weights in "cache_salt", before the client's own salt:
+// vLLM's prefix cache then matches requests of the same version only. A body that is no JSON object stays as it is.
 std::string with_cache_salt(std::string_view body, int64_t version);
 
 // What of a chat request a correction needs, as JSON: {"messages", "tools", "chat_template_kwargs"}. Nothing if it

@@ -337,7 +337,7 @@ Result<LearnExample> parse_training_line(std::string_view line) {
 
 namespace {
 
-// The prompt with one of the two answers behind it; only the answer is graded.
+// The prompt followed by one of the two answers; only the answer is graded.
 Result<LearnExample> with_answer(LearnExample prompt, const Json& json, const std::string& list) {
   for (text::Message& message : LATHE_TRY(parse_messages(json, list))) {
     if (message.role != "assistant") return invalid_argument("'" + list + "' may hold assistant messages only");

@@ -7,7 +7,7 @@ namespace {
 
 using Weights = std::vector<float>;
 
-// Two assistant turns with `extra` in the first and second, and `fields` behind the messages.
+// Two assistant turns with `extra` in the first and second, and `fields` after the messages.
 std::string line(const std::string& first, const std::string& second, const std::string& fields) {
   return R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b")" + first +
          R"(},{"role":"user","content":"c"},{"role":"assistant","content":"d")" + second + "}]" + fields + "}";

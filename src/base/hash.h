@@ -1,7 +1,7 @@
 // The two hashes of the checkpoint formats: XXH3-128 of a tile, BLAKE3 of a whole state.
 //
-// Why two: a tile's hash is taken of every byte of the model at every sync, at memory speed, against accidents; the
-// root names a state, is compared between machines, and is taken of a few hundred kilobytes.
+// Why two: tile hashes cover every byte of the model at every sync, at memory speed, and guard against accidents. The
+// root names a state, is compared between machines, and covers a few hundred kilobytes.
 // Threads: pure functions; a Blake3 belongs to one thread.
 // Format page: docs/formats/delta.md, "Hashes".
 #pragma once
@@ -32,11 +32,11 @@ inline constexpr uint64_t kBlockBytes = 4096;  // what a tile's hash is made of,
 // side.
 Hash128 hash_tile(std::span<const std::byte> tile);
 
-// hash_tile() of both, which are as long as each other: memory sends two streams at once faster than one after the
-// other, and equal blocks are hashed once.
+// hash_tile() of both, which are of equal length: memory delivers two streams at once faster than one after the other,
+// and equal blocks are hashed once.
 std::pair<Hash128, Hash128> hash_tiles(std::span<const std::byte> before, std::span<const std::byte> after);
 
-// The default secret of XXH3, for who computes it elsewhere (kernels/tile_hash.h).
+// The default secret of XXH3, for code that computes the hash elsewhere (kernels/tile_hash.h).
 std::array<std::byte, 192> hash_secret();
 
 // XXH3-64 and XXH3-128 of plain bytes: the checksums inside delta files.

@@ -1,4 +1,4 @@
-// Memory of this process and of the machine, as Linux tells it in /proc. 0 where it does not.
+// Memory of this process and of the machine, from Linux's /proc. 0 where that has no number.
 //
 // Threads: any.
 #pragma once

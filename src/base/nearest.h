@@ -1,4 +1,4 @@
-// nearest: which of the known words somebody meant by one that is not known.
+// nearest: which known word was probably meant by an unknown one.
 //
 // Threads: pure functions.
 #pragma once

@@ -21,7 +21,7 @@ inline size_t thread_count(int threads) {
 }
 
 // Calls work(i, worker) -> Status for every i < count, each once, until one fails. `worker` < threads tells the threads
-// apart. Returns the failure with the lowest i; pieces behind it may have run or not.
+// apart. Returns the failure with the lowest i; pieces after it may have run or not.
 template <class Work>
 Status parallel_for(size_t count, size_t threads, Work&& work) {
   std::atomic<size_t> next = 0;

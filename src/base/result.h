@@ -35,7 +35,7 @@ struct Error {
   std::string message;
   int native = 0;
 
-  // The same error with "where: " in front of its message.
+  // The same error with "where: " prepended to its message.
   Error at(std::string_view where) const;
 };
 
@@ -65,7 +65,7 @@ class [[nodiscard]] Result {
   const T* operator->() const { return &value(); }
 
   const Error& error() const { return std::get<1>(state_); }
-  // Result of the same failure with a place in front of its message; a success is passed through.
+  // Result of the same failure with a place prepended to its message; a success is passed through.
   Result at(std::string_view where) && { return ok() ? std::move(*this) : Result(error().at(where)); }
 
  private:

@@ -62,7 +62,7 @@ void best_equal_words(const uint8_t* values, size_t words, uint8_t mask, uint8_t
   equal_words(values, words, mask, wanted, out);
 }
 
-// Bits behind the values are those of `fill`.
+// Bits past the values are those of `fill`.
 void equal_bits(std::span<const uint8_t> values, uint8_t mask, uint8_t wanted, uint8_t fill, uint64_t* words) {
   const size_t whole = values.size() / 64;
   best_equal_words(values.data(), whole, mask, wanted, words);

@@ -28,11 +28,11 @@ template <class Work>
 // counts[i] of the bits that are set in words [i * stretch, (i + 1) * stretch); the last may be fewer.
 void count_stretches(std::span<const uint64_t> words, size_t stretch, uint16_t* counts);
 
-// Bit i tells whether values[i] is 16 or more, or not 0; bits behind are 0.
+// Bit i tells whether values[i] is 16 or more, or not 0; bits past the values are 0.
 void sixteen_bits(std::span<const uint8_t> values, uint64_t* words);
 void nonzero_bits(std::span<const uint8_t> values, uint64_t* words);
 
-// Bit i of the words, which are words_for(values.size()), tells whether values[i] is `wanted`; bits behind are 0.
+// Bit i of the words, which are words_for(values.size()), tells whether values[i] is `wanted`; bits past them are 0.
 void equal_bits(std::span<const uint8_t> values, uint8_t wanted, uint64_t* words);
 
 // gaps[k] of elements[k], which ascend: the bits set in both `kind` and `counted` between the element before (or the

@@ -31,7 +31,7 @@ TEST_P(BitRanks, EqualBitsOfAnyLength) {
         const bool set = (words[i / 64] >> (i % 64) & 1U) != 0;
         ASSERT_EQ(set, i < count && values[i] == wanted) << i << " of " << count;
       }
-      EXPECT_EQ(words.back(), 7U) << "nothing is written behind";
+      EXPECT_EQ(words.back(), 7U) << "nothing is written past the end";
     }
   }
 }

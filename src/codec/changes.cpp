@@ -26,7 +26,7 @@ uint32_t low_bits(uint32_t bits) {
 }
 
 Error behind_the_end() {
-  return corruption("a change lies behind the last element");
+  return corruption("a change lies past the last element");
 }
 
 uint32_t scale_of(std::span<const uint32_t> gaps) {

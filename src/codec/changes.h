@@ -43,7 +43,7 @@ class ChangeCoder {
 
   void find_gaps(const Begins& begins, std::span<const uint8_t> before, uint32_t contexts);
   void write(std::vector<std::byte>& out);  // pairs_ and extra_
-  // Format 1: elements of the list behind those of the contexts. Takes them out of `before`, for the others.
+  // Format 1: elements of the list after those of the contexts. Takes them out of `before`, for the others.
   Status place_crossed(const Begins& begins, std::span<uint8_t> before, uint32_t contexts);
   Status place(const Begins& begins, std::span<const uint8_t> before, uint32_t contexts);
 

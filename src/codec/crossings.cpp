@@ -165,7 +165,7 @@ size_t CrossingCoder::find_candidates(const CodedElements& after, ContextRange r
   if constexpr (kTable) fill_table<Element>(range, near, limits.reach, table_);
   std::array<uint64_t, words_for(kPieceElements)> room;
   size_t found = 0;
-  for (const Run& piece : after.pieces) {
+  for (const CodedRange& piece : after.pieces) {
     const std::byte* values = after.part + piece.first * sizeof(Bits);
     const std::span bits = std::span(room).first(words_for(piece.size));
     near_bits(Element(), values, piece.size, range, near, bits.data());
@@ -287,7 +287,7 @@ Status CrossingCoder::decode_far(ContextRange range, std::span<const std::byte>&
     const uint64_t element = next + ((quotient - 1) << remainder | bits.get(remainder));
     const uint64_t away = bits.get_gamma();
     if (quotient == 0 || away == 0 || away > 255 || element >= contexts.size())
-      return corruption("the list of crossings leads behind the last element");
+      return corruption("the list of crossings leads past the last element");
     if (!move_context(contexts[element], unzigzag(static_cast<uint8_t>(away)), range)) return leads_nowhere();
     next = element + 1;
   }
@@ -311,7 +311,7 @@ Status CrossingCoder::decode(const CodedElements& after, ContextRange range, std
     LATHE_TRY(decode_near(find_candidates<Element>(after, range, limits), range, in, contexts));
   }
   if (format > 1) LATHE_TRY(decode_far(range, in, contexts));
-  return in.empty() ? Status() : Status(corruption("something stands behind the crossings"));
+  return in.empty() ? Status() : Status(corruption("there are bytes after the crossings"));
 }
 
 #define LATHE_CROSSINGS(Element)                                                                                  \

@@ -1,10 +1,9 @@
-// Which coded elements of a part lay in another context before: what a reader needs to go backward, since steps are
-// coded under the contexts before.
+// Crossings: which elements changed context, so that deltas can also be applied backward: steps are coded under the
+// contexts *before*.
 //
-// Few elements cross, and nearly all that do lie close to the edge they came over. So the elements close to an edge,
-// the *candidates*, each have a symbol that says whether and where from they came; an element that came from farther is
-// listed. The encoder draws the line, per context, where too few of those asked would have crossed to be worth the
-// time.
+// Few elements cross, and nearly all that do are close to the edge that they crossed. So each element close to an edge,
+// a *candidate*, has a symbol that says whether it crossed and from where; the other crossings are listed. The encoder
+// chooses, per context, the distance beyond which too few candidates would have crossed to be worth the time.
 // Threads: one at a time; it reuses its buffers.
 // Format page: docs/formats/delta.md, "Crossings".
 #pragma once
@@ -24,14 +23,14 @@ namespace lathe::codec {
 inline constexpr size_t kPieceElements = 8192;  // that stay in a core's fastest caches from one loop to the next
 
 // Elements [first, first + size) of a part, which are the coded elements from `coded` on.
-struct Run {
+struct CodedRange {
   size_t first = 0, coded = 0, size = 0;
 };
 
 // The coded elements of a part, in pieces of kPieceElements or fewer.
 struct CodedElements {
   const std::byte* part = nullptr;
-  std::span<const Run> pieces;
+  std::span<const CodedRange> pieces;
 };
 
 class CrossingCoder {

@@ -76,7 +76,7 @@ template <class Element>
 
 }  // namespace
 
-// The wide loops do whole words, and leave what is behind them: `done` elements are done.
+// The wide loops do whole words and leave the rest: `done` elements are done.
 #define LATHE_ELEMENT_LOOPS(Element)                                                                                  \
   LATHE_CLONES void contexts_of(Element, const std::byte* values, size_t count, ContextRange range,                   \
                                 uint8_t* contexts) {                                                                  \

@@ -1,9 +1,9 @@
 // The loops of the tile codec that touch every element, one overload per element type of ulp.h, compiled for several
 // instruction sets (base/clones.h, wide.h).
 //
-// The *context* of a number is its exponent counted from `base` and held within 0 .. `last`; integers have context 0.
-// Threads: pure functions. Pointers need no alignment; outputs do not overlap inputs. Bits are words_for(count) words of
-// bit_ranks.h.
+// The *context* of a number is its exponent counted from `base` and clamped to 0 .. `last`; integers have context 0.
+// Threads: pure functions. Pointers need no alignment; outputs do not overlap inputs. Bits are words_for(count) words
+// of bit_ranks.h.
 #pragma once
 
 #include <algorithm>

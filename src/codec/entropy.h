@@ -1,9 +1,9 @@
 // Symbol streams: small numbers, each under one of 32 contexts, coded close to their conditional entropy.
 //
 // The coder is rANS (Duda, arXiv 1311.2540; rans.h) with one static table per context: 32-bit states, 16-bit words,
-// many states side by side that share one sequence of words, so that the long chain of multiplications is many short
-// ones. Numbers of 16 and more are coded as their leading three bits (a symbol) and the bits behind those, which are
-// close to random, as they are.
+// many interleaved states that share one sequence of words, so that one long chain of multiplications becomes many
+// short ones. A number of 16 or more is coded as its leading three bits (a symbol); its lower bits, which are close to
+// random, are stored as they are.
 // Threads: values.
 // Format page: docs/formats/delta.md, "Symbol streams".
 #pragma once
@@ -79,7 +79,7 @@ class BitWriter {
   uint32_t filled_ = 0;   // its bits, fewer than eight
 };
 
-// Reads zeros behind the end; exact() then says so.
+// Reads zeros past the end; exact() then says so.
 class BitReader {
  public:
   explicit BitReader(std::span<const std::byte> bytes) : bytes_(bytes) {}

@@ -143,7 +143,7 @@ TEST(Bits, HoldNumbersInGammaCode) {
   BitReader reader(bytes);
   for (const uint32_t number : numbers) ASSERT_EQ(reader.get_gamma(), number);
   EXPECT_TRUE(reader.exact());
-  EXPECT_EQ(reader.get_gamma(), 0U);  // nothing but zeros behind the end
+  EXPECT_EQ(reader.get_gamma(), 0U);  // nothing but zeros past the end
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ Entry make_entry(uint32_t start, uint32_t frequency, int precision) {
   Entry entry{.limit = static_cast<uint32_t>((uint64_t{frequency} << (32 - precision)) - 1),
               .bias = start,
               .complement = total - frequency};
-  if (frequency == 1) {  // 2^64 has no place in a word: the quotient comes out one too small, which the bias mends
+  if (frequency == 1) {  // 2^64 has no place in a word: the quotient is one too small, which the bias corrects
     entry.reciprocal = ~uint64_t{0};
     entry.bias = start + total - 1;
   } else {

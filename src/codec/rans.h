@@ -1,4 +1,4 @@
-// The loops of the rANS coder behind symbol streams (entropy.h): from pairs of context and symbol to words, and back.
+// The loops of the rANS coder for symbol streams (entropy.h): from pairs of context and symbol to words, and back.
 //
 // Element i belongs to lane i mod `lanes`; each lane has a state in [2^16, 2^32), and all share one sequence of 16-bit
 // words. Where the CPU has AVX-512, 32 lanes are two vectors; the words are the same either way.

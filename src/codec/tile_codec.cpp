@@ -83,23 +83,24 @@ void append_raw(const std::byte* before, const std::byte* after, size_t size, st
 
 }  // namespace
 
-void TileCodec::list_runs(size_t count, size_t block_elements) {
-  runs_.clear();
+void TileCodec::list_coded_ranges(size_t count, size_t block_elements) {
+  coded_ranges_.clear();
   size_t coded = 0;
   for (size_t b = 0; b < blocks_.size(); ++b) {
     if (blocks_[b] == 0) continue;
     const size_t first = b * block_elements, size = std::min(block_elements, count - first);
-    if (runs_.empty() || runs_.back().first + runs_.back().size != first)
-      runs_.push_back({.first = first, .coded = coded});
-    runs_.back().size += size;
+    if (coded_ranges_.empty() || coded_ranges_.back().first + coded_ranges_.back().size != first)
+      coded_ranges_.push_back({.first = first, .coded = coded});
+    coded_ranges_.back().size += size;
     coded += size;
   }
   coded_ = coded;
   pieces_.clear();
-  for (const Run& run : runs_) {
-    for (size_t done = 0; done < run.size; done += kPieceElements)
-      pieces_.push_back(
-          {.first = run.first + done, .coded = run.coded + done, .size = std::min(kPieceElements, run.size - done)});
+  for (const CodedRange& stretch : coded_ranges_) {
+    for (size_t done = 0; done < stretch.size; done += kPieceElements)
+      pieces_.push_back({.first = stretch.first + done,
+                         .coded = stretch.coded + done,
+                         .size = std::min(kPieceElements, stretch.size - done)});
   }
 }
 
@@ -121,7 +122,7 @@ bool TileCodec::find_changes(const std::byte* before, const std::byte* after, si
 }
 
 void TileCodec::choose_blocks(size_t count, size_t block_elements, std::vector<std::byte>& payload) {
-  list_runs(count, block_elements);
+  list_coded_ranges(count, block_elements);
   if (coded_ < count) {
     // Bits that tell which elements changed, if they are scattered.
     const auto place_bits = [this](size_t among) -> double {
@@ -133,7 +134,7 @@ void TileCodec::choose_blocks(size_t count, size_t block_elements, std::vector<s
     constexpr double kWorthSkipping = 512;  // a few bits more are fine: what is left out costs no time
     if (place_bits(coded_) + 8 * static_cast<double>(lengths.size()) > place_bits(count) + kWorthSkipping) {
       std::fill(blocks_.begin(), blocks_.end(), uint8_t{1});
-      list_runs(count, block_elements);
+      list_coded_ranges(count, block_elements);
     }
   }
   append_runs(blocks_, payload);
@@ -153,9 +154,9 @@ Steps TileCodec::survey(const std::byte* before, const std::byte* after, Context
   Steps steps;
   histogram_.clear();
   size_t seen = 0;
-  for (const Run& run : runs_) {
-    for (size_t at = (run.coded + stride - 1) / stride * stride; at < run.coded + run.size; at += stride) {
-      const size_t n = std::min(kChunk, run.coded + run.size - at), first = run.first + at - run.coded;
+  for (const CodedRange& stretch : coded_ranges_) {
+    for (size_t at = (stretch.coded + stride - 1) / stride * stride; at < stretch.coded + stretch.size; at += stride) {
+      const size_t n = std::min(kChunk, stretch.coded + stretch.size - at), first = stretch.first + at - stretch.coded;
       const std::byte *from = before + first * sizeof(Bits), *to = after + first * sizeof(Bits);
       steps_of(Element(), from, to, n, range, large, {numbers.data(), pairs.data(), rare.data(), crossed.data()});
       each_bit(std::span(rare).first(words_for(n)),
@@ -198,11 +199,11 @@ void TileCodec::encode_sparse(const std::byte* before, const std::byte* after, C
   changes_.resize(changed_);
   Change* change = changes_.data();
   crossings_.clear();
-  for (const Run& run : runs_) {
-    const std::byte *from = before + run.first * sizeof(Bits), *to = after + run.first * sizeof(Bits);
-    each_bit(std::span(&changed_bits_[run.first / kWord], words_for(run.size)), [&](size_t i) {
+  for (const CodedRange& stretch : coded_ranges_) {
+    const std::byte *from = before + stretch.first * sizeof(Bits), *to = after + stretch.first * sizeof(Bits);
+    each_bit(std::span(&changed_bits_[stretch.first / kWord], words_for(stretch.size)), [&](size_t i) {
       const Bits now = load<Bits>(to, i);
-      const size_t element = run.coded + i;
+      const size_t element = stretch.coded + i;
       const uint8_t context = contexts_[element];
       *change++ = {.element = static_cast<uint32_t>(element),
                    .number = step_number<Element>(load<Bits>(from, i), now),
@@ -248,7 +249,7 @@ void TileCodec::encode_dense(const std::byte* before, const std::byte* after, Co
   Sampled symbols = sampled(about);
   std::array<Bits, kPieceElements> numbers;
   std::array<uint64_t, words_for(kPieceElements)> rare, crossed;
-  for (const Run& piece : pieces_) {
+  for (const CodedRange& piece : pieces_) {
     const std::byte *from = before + piece.first * sizeof(Bits), *to = after + piece.first * sizeof(Bits);
     const std::span pairs(&pairs_[piece.coded], piece.size);
     steps_of(Element(), from, to, piece.size, range, symbols.rare_from,
@@ -304,9 +305,9 @@ TileMode TileCodec::encode_part(const std::byte* before, const std::byte* after,
 template <class Element>
 void TileCodec::form_contexts(const std::byte* values, ContextRange range) {
   contexts_.resize(coded_);
-  for (const Run& run : runs_) {
-    const std::byte* first = values + run.first * sizeof(typename Element::Bits);
-    contexts_of(Element(), first, run.size, range, &contexts_[run.coded]);
+  for (const CodedRange& stretch : coded_ranges_) {
+    const std::byte* first = values + stretch.first * sizeof(typename Element::Bits);
+    contexts_of(Element(), first, stretch.size, range, &contexts_[stretch.coded]);
   }
 }
 
@@ -317,10 +318,10 @@ bool TileCodec::apply_steps(const std::byte* known, std::span<const std::byte> e
   BitReader bits(extra);
   std::array<Bits, kChunk> numbers;
   std::array<uint64_t, words_for(kChunk)> large;
-  for (const Run& run : runs_) {
-    for (size_t done = 0; done < run.size; done += kChunk) {
-      const size_t n = std::min(kChunk, run.size - done), offset = (run.first + done) * sizeof(Bits);
-      const uint8_t* symbols = &symbols_[run.coded + done];
+  for (const CodedRange& stretch : coded_ranges_) {
+    for (size_t done = 0; done < stretch.size; done += kChunk) {
+      const size_t n = std::min(kChunk, stretch.size - done), offset = (stretch.first + done) * sizeof(Bits);
+      const uint8_t* symbols = &symbols_[stretch.coded + done];
       std::copy_n(symbols, n, numbers.begin());
       sixteen_bits(std::span(symbols, n), large.data());
       each_bit(std::span(large).first(words_for(n)), [&](size_t i) {
@@ -338,11 +339,11 @@ Status TileCodec::decode_sparse(Direction direction, std::span<const std::byte> 
   LATHE_TRY(change_coder_.decode(payload, contexts_, range.last + 1, kAlphabet<Element>, changes_, format));
   std::memcpy(out, known.data(), known.size());
   const bool back = direction == Direction::kBackward;
-  auto run = runs_.begin();
+  auto stretch = coded_ranges_.begin();
   for (const Change& change : changes_) {
-    if (change.element < run->coded) run = runs_.begin();  // the next list
-    while (change.element >= run->coded + run->size) ++run;
-    const size_t i = run->first + change.element - run->coded;
+    if (change.element < stretch->coded) stretch = coded_ranges_.begin();  // the next list
+    while (change.element >= stretch->coded + stretch->size) ++stretch;
+    const size_t i = stretch->first + change.element - stretch->coded;
     store(out, i, stepped<Element>(load<typename Element::Bits>(known.data(), i), change.number, back));
   }
   return {};
@@ -364,7 +365,7 @@ Status TileCodec::decode_part(TileMode mode, Direction direction, std::span<cons
                               std::span<const std::byte>& payload, std::byte* out, uint32_t format) {
   blocks_.resize((known.size() + kCodedBlock - 1) / kCodedBlock);
   LATHE_TRY(take_runs(payload, blocks_));
-  list_runs(known.size() / sizeof(typename Element::Bits), kBlockElements<Element>);
+  list_coded_ranges(known.size() / sizeof(typename Element::Bits), kBlockElements<Element>);
   ContextRange range;
   if constexpr (Element::kFloat) {
     range.base = LATHE_TRY(take<uint8_t>(payload));
@@ -425,7 +426,7 @@ Status TileCodec::decode(std::span<const TilePart> parts, Direction direction, s
         return corruption("a part has an unknown mode");
     }
   }
-  return payload.empty() ? Status() : Status(corruption("something stands behind the last part"));
+  return payload.empty() ? Status() : Status(corruption("there are bytes after the last part"));
 }
 
 }  // namespace lathe::codec

@@ -1,8 +1,8 @@
-// TileCodec: the difference between two contents of a tile as bytes, and either content from the other and those.
+// TileCodec: codes the difference between two contents of a tile, and restores either content from the other.
 //
 // Every element is coded as its step: the signed number of representable values from old to new (ulp.h), given the
 // exponent of the old value, which says how large a step is. Forward that context is known; backward it is not, so
-// elements that crossed into another exponent are told separately (crossings.h), which costs one or two per cent more.
+// elements that crossed into another exponent are coded separately (crossings.h), which costs one or two per cent more.
 // Where few elements changed, they are listed (sparse, changes.h); else every element has a symbol (dense, entropy.h).
 // Blocks of 512 bytes without a change may be left out of both. What does not compress is stored as before xor after.
 // Threads: one at a time; keep one codec per thread, it reuses its buffers.
@@ -57,9 +57,9 @@ class TileCodec {
   // Leaves changed_bits_, changed_, and in blocks_ those that have any; false if there are none.
   template <class Element>
   bool find_changes(const std::byte* before, const std::byte* after, size_t count);
-  // Decides which blocks are coded and writes that; leaves runs_ and coded_.
+  // Decides which blocks are coded and writes that; sets coded_ranges_ and coded_.
   void choose_blocks(size_t count, size_t block_elements, std::vector<std::byte>& payload);
-  void list_runs(size_t count, size_t block_elements);  // runs_, pieces_ and coded_ from blocks_
+  void list_coded_ranges(size_t count, size_t block_elements);  // coded_ranges_, pieces_, coded_ from blocks_
   template <class Element>
   Steps survey(const std::byte* before, const std::byte* after, ContextRange range);
   template <class Element>
@@ -85,12 +85,12 @@ class TileCodec {
   void write_crossings(const std::byte* after, ContextRange range, const Histogram& about, StreamShape shape,
                        std::vector<std::byte>& payload);
 
-  std::vector<uint64_t> changed_bits_;  // per element of the part
-  std::vector<uint16_t> changes_in_;    // per block of the part
-  std::vector<uint8_t> blocks_;         // per block of the part: 1 if it is coded
-  std::vector<Run> runs_, pieces_;      // neighbouring coded blocks; and cut into pieces of a cache's size
-  size_t coded_ = 0;                    // elements in them
-  size_t changed_ = 0;                  // elements that have a step
+  std::vector<uint64_t> changed_bits_;             // per element of the part
+  std::vector<uint16_t> changes_in_;               // per block of the part
+  std::vector<uint8_t> blocks_;                    // per block of the part: 1 if it is coded
+  std::vector<CodedRange> coded_ranges_, pieces_;  // neighbouring coded blocks; and cut into pieces of a cache's size
+  size_t coded_ = 0;                               // elements in them
+  size_t changed_ = 0;                             // elements that have a step
   // Per coded element:
   std::vector<Pair> pairs_;                  // old context and step
   std::vector<uint8_t> contexts_, symbols_;  // contexts of the values before, or of those known

@@ -251,7 +251,7 @@ TEST(TileCodec, RandomTilesOfEveryMode) {
   EXPECT_GT(seen[TileMode::kRaw], 10);
 }
 
-// A damaged payload is normally found by its checksum. Behind that, decoding must still not touch foreign memory (this
+// A damaged payload is normally found by its checksum. Without it, decoding must still stay within its memory (this
 // runs under sanitizers) and must notice when the streams do not add up.
 TEST(TileCodec, DamagedPayloadsNeverEscape) {
   const TrainedWeights weights(6000, 0.02, 1e-4, 12);

@@ -29,7 +29,7 @@ struct Segment {
 };
 
 enum class ContextMode {
-  kFrozen,  // one segment per run of graded tokens, opened by the last context token before it
+  kFrozen,  // one segment per stretch of graded tokens, opened by the last context token before it
   kExact,   // the whole sequence is live: gradient through everything, the oracle
 };
 

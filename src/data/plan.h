@@ -15,7 +15,7 @@
 namespace lathe::data {
 
 struct PlanOptions {
-  int64_t epochs = 1;      // times through the items, each in an order of its own
+  int64_t epochs = 1;      // passes over the items, each in a new order
   int64_t batch = 8;       // items per micro-batch, at most
   int64_t max_tokens = 0;  // tokens per micro-batch, at most; 0: no such limit
   int64_t accumulate = 1;  // micro-batches per step; the last step of an epoch may have fewer
@@ -25,7 +25,7 @@ struct PlanOptions {
   Status validate() const;  // names the field and its range
 };
 
-using MicroBatch = std::vector<int64_t>;      // indices of items
+using MicroBatch = std::vector<int64_t>;      // indices of items that go through the model at once
 using StepBatches = std::vector<MicroBatch>;  // micro-batches of one step
 
 // `tokens`: the size of each item. Every item is seen once per epoch; an item larger than max_tokens is refused by its

@@ -47,7 +47,7 @@ Result<Footer> read_footer(const io::RandomAccessFile& file) {
   return footer;
 }
 
-// The header's bytes behind magic, version and size, without the checksum.
+// The header's bytes after magic, version and size, without the checksum.
 Result<std::vector<std::byte>> read_header(const io::RandomAccessFile& file, const Footer& footer,
                                            uint64_t& header_size, uint32_t& version) {
   const std::vector<std::byte> start = LATHE_TRY(read(file, 0, 16));
@@ -93,7 +93,7 @@ Result<std::vector<FileLayout>> take_layouts(std::span<const std::byte>& in) {
     files.push_back(LATHE_TRY(take_layout(in)));
     if (i > 0 && files[i - 1].name >= files[i].name) return corruption("its files do not ascend by name");
   }
-  if (!in.empty()) return corruption("something stands behind its list of files");
+  if (!in.empty()) return corruption("there are bytes after its list of files");
   return files;
 }
 

@@ -166,7 +166,7 @@ TEST(Delta, RefusesAnotherBase) {
   other.files[1].layout.runs = {{.end = 2'999'992, .type = codec::ElementType::kBytes}};
   EXPECT_NE(reader->follow(other, codec::Direction::kForward).error().message.find("b.safetensors"), std::string::npos);
 
-  change.before[0][5000] ^= std::byte{1};  // the directory changed behind the state's back
+  change.before[0][5000] ^= std::byte{1};  // the directory no longer matches the state
   MemorySink sink;
   auto writer = DeltaWriter::create(sink, change.from, kOptions);
   const Status added = writer->add_all(change.loader());

@@ -104,7 +104,7 @@ Status check_layout(const std::vector<TensorInfo>& tensors, uint64_t data_size) 
                       std::to_string(data_size));
   }
   if (expected < data_size)
-    return malformed("the file has " + std::to_string(data_size - expected) + " bytes behind its last tensor");
+    return malformed("the file has " + std::to_string(data_size - expected) + " bytes after its last tensor");
   return {};
 }
 

@@ -63,7 +63,7 @@ TEST(Safetensors, ReadsTheHeadersItWrites) {
 
 TEST(Safetensors, RefusesByName) {
   EXPECT_NE(refusal(kGood, 15).find("truncated"), std::string::npos);
-  EXPECT_NE(refusal(kGood, 17).find("behind its last tensor"), std::string::npos);
+  EXPECT_NE(refusal(kGood, 17).find("after its last tensor"), std::string::npos);
   EXPECT_NE(refusal("[]", 0).find("not a JSON object"), std::string::npos);
   EXPECT_NE(refusal("{", 0).find("not a JSON object"), std::string::npos);
   const auto tensor = [](const std::string& body) { return R"({"t":{)" + body + "}}"; };

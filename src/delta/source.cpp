@@ -63,9 +63,9 @@ std::span<const TensorSource::Piece> TensorSource::pieces_of(TileId id) const {
   const auto& pieces = pieces_[id.file];
   const auto first = std::upper_bound(pieces.begin(), pieces.end(), range.offset,
                                       [](uint64_t offset, const Piece& p) { return offset < p.end; });
-  const auto behind =
+  const auto last =
       std::find_if(first, pieces.end(), [&](const Piece& p) { return p.begin >= range.offset + range.size; });
-  return {first, behind};
+  return {first, last};
 }
 
 Result<std::span<const std::byte>> TensorSource::read(TileId id, std::span<std::byte> scratch) const {

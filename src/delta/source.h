@@ -64,7 +64,7 @@ class TensorReader {
   virtual Status read(std::string_view tensor, uint64_t offset, std::span<std::byte> out) const = 0;
 
   // Can it hash tensors without copying their bytes to this process's memory? Then hash_tiles() gives hash_tile() of
-  // each tile, made of ranges one behind another.
+  // each tile, the concatenation of its ranges.
   virtual bool hashes_in_place() const { return false; }
   virtual Result<std::vector<Hash128>> hash_tiles(std::span<const std::vector<TensorRange>> tiles) const;
 };
@@ -101,8 +101,8 @@ class TensorSource final : public WeightSource {
   std::vector<std::vector<Piece>> pieces_;  // per file
 };
 
-// How far a long work is: `done` of `total` bytes of a phase ("comparing"). May be empty. Called from the caller's
-// thread.
+// Progress of a long operation: `done` of `total` bytes of a phase ("comparing"). May be empty. Called from the
+// caller's thread.
 using Progress = std::function<void(std::string_view phase, uint64_t done, uint64_t total)>;
 
 // The tiles whose hash in `source` is not that of `state`, of those from `begin` on, `count` of them at most looked at.

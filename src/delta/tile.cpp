@@ -140,7 +140,7 @@ std::string WeightState::describe(TileId id) const {
 
 Status check(const FileLayout& layout) {
   const std::string& name = layout.name;
-  if (layout.data_offset > layout.size) return invalid_argument(name + ": its data begin behind its end");
+  if (layout.data_offset > layout.size) return invalid_argument(name + ": its data begin past its end");
   uint64_t end = 0;
   for (const TypeRun& run : layout.runs) {
     if (run.end <= end) return invalid_argument(name + ": its element runs do not ascend");

@@ -4,8 +4,7 @@
 // largest logit after penalties; of equals, the smallest id.
 //
 // Threads: one per Sampler. Random numbers: Philox keyed by the request's seed, counted by token, so that a request
-// gives
-// the same tokens whatever else is running.
+// gets the same tokens whatever else is running.
 #pragma once
 
 #include <cstdint>

@@ -1,12 +1,12 @@
 // NVIDIA GPUs: which there are, opening one, a thread's own stream.
 //
-// Why open() and not just at::kCUDA: LibTorch's CUDA part, with cuBLAS and cuDNN behind it, is loaded when a GPU is
+// Why open() and not just at::kCUDA: LibTorch's CUDA part, which brings cuBLAS and cuDNN, is loaded when a GPU is
 // first asked for. The same program then builds and runs on machines without it
 // (docs/decisions/0005-load-cuda-late.md). Every function also works in a build without CUDA: it finds no GPU, and CPU
 // devices need nothing.
 //
 // Threads: any. open() must come before other uses of torch in the process: torch decides once whether it has CUDA.
-// Asynchronous: work on a GPU is queued; what must be finished, is waited for with synchronize().
+// Asynchronous: work on a GPU is queued; synchronize() waits until it is done.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -49,12 +49,11 @@ Result<Inventory> inventory();
 // what is not there, GPUs without bf16 (compute capability under 8.0), and a LibTorch without its CUDA part.
 Result<c10::Device> open(std::string_view name);
 
-// Waits until the calling thread's stream on `device` is done. Nothing to do on a CPU. Throws what a failed kernel
-// left.
+// Waits until the calling thread's stream on `device` is done. Does nothing on a CPU. Throws if a kernel failed.
 void synchronize(c10::Device device);
 
-// Waits, as its scope ends, until the calling thread's stream on `device` is done: also when an exception ends the
-// scope. Declared behind a lock, it makes the lock cover what was queued and not only the queueing.
+// Waits at the end of its scope until the calling thread's stream on `device` is done, also when an exception ends the
+// scope. Declared after a lock, it makes the lock cover the queued work and not only the queueing.
 class Fence {
  public:
   explicit Fence(c10::Device device) : device_(device) {}

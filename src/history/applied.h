@@ -1,8 +1,7 @@
 // Applied: which version the shards of a model directory hold, and the hash of each of their tiles.
 //
-// Why: with the hashes at hand a sync sees what changed without reading the disk, and verify names the tile that is
-// damaged. The file is written when all shards hold the version, never before: if a delta goes on from here, it is
-// still to be applied.
+// Why: with these hashes a sync finds what changed without reading the disk, and verify can name the damaged tile. The
+// file is written only after all shards hold the version: a delta that starts from that version is still to be applied.
 // Memory: 16 bytes per 2 MiB of weights.
 // Durability: write_applied() is all or nothing, and durable on return.
 // Format page: docs/formats/state.md

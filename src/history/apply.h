@@ -1,15 +1,13 @@
 // apply: brings the shards from the version they hold to the one a durable delta leads to.
 //
-// Two ways, chosen per shard. Both leave, after a crash at any point, tiles that are wholly of the old or of the new
-// version once the journal is laid over them, so that doing it again finishes it:
-//   * In place: only the changed 4 KiB blocks are written, a few tiles at a time, each time behind a journal. The way
-//   of
-//     a small change: every changed byte is written twice.
-//   * Rewritten: the whole shard as a new file, renamed over the old one. The way of a change that touches more than
-//   half
-//     of the shard's tiles, as training all parameters does, if there is room for all of these at once. Always of a
-//     shard that has a second hard link, because a published generation must not change, and of one that was being
-//     written in place when something failed, because what a file holds after a failed sync is unknown.
+// Each shard is written in one of two ways. After a crash at any point, every tile is entirely old or entirely new once
+// the journal's blocks are put over it, so applying again finishes the work.
+//   * In place: only the changed 4 KiB blocks are written, a few tiles at a time, after a journal of them. Every
+//     changed byte is written twice, so this is for small changes.
+//   * Rewritten: the whole shard goes to a new file, renamed over the old one. For changes of more than half of the
+//     shard's tiles, as when all parameters are trained, if there is room for all such shards at once. Always for a
+//     shard with a second hard link, because a published generation must not change, and for one whose in-place write
+//     failed, because what a file holds after a failed sync is unknown.
 // Threads: one call per directory, under lock_history(); it starts its own.
 // Memory: `threads` times 8 MiB, and the journal.
 // Durability: on return all shards are durable at the new version and `applied` says so, in memory and on disk.
@@ -36,7 +34,7 @@ struct ApplyReport {
   int64_t shards_in_place = 0;
 };
 
-// Free bytes that a version needs beside the shards that are rewritten: for journals and the state file.
+// Free bytes that a version needs in addition to the shards that are rewritten: for journals and the state file.
 inline constexpr uint64_t kSpareBytes = uint64_t{24} << 20;
 
 // What apply() would need on the disk beside the delta: kUnsupported for a shard that is a symbolic link, kIo with

@@ -1,8 +1,8 @@
 // CrashHarness: stops an action on a model directory in every way at every operation, recovers, and looks.
 //
-// A state is one outcome of one fault: what the disk held after it. Each must, once recovered, be what it was before
-// the action or what it is after it; and after it, if the action had said that it was done. Recovery is stopped in the
-// same ways, and what it says is done must outlast a power failure.
+// A state is one outcome of one fault: what the disk held after it. Once recovered, each must be what it was before
+// the action or what it is after it; it must be the latter if the action had reported success. Recovery is stopped in
+// the same ways, and what it reports as done must survive a power failure.
 // Threads: a harness belongs to one thread; several may run side by side.
 #pragma once
 

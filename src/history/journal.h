@@ -1,7 +1,7 @@
 // Journal: the blocks that are about to be written into a shard in place.
 //
-// Why: a crash may leave a tile half old and half new, and a delta, being relative, cannot be applied to such a tile. The
-// journal holds the blocks' new bytes whole, and is durable before the first of them is written.
+// Why: a crash may leave a tile half old and half new, and a delta, being relative, cannot be applied to such a tile.
+// The journal holds the blocks' new bytes, and is durable before the first of them is written.
 // Memory: the blocks of a few tiles.
 // Durability: write_journal() is all or nothing, and durable on return.
 // Format page: docs/formats/journal.md
@@ -28,7 +28,7 @@ struct Journal {
   std::string file;
   std::vector<Block> blocks;  // ascending
 
-  // Lays the blocks over `bytes`, which are the shard's from `offset` on.
+  // Copies the blocks over `bytes`, which are the shard's bytes from `offset` on.
   void lay_over(uint64_t offset, std::span<std::byte> bytes) const;
 };
 

@@ -1,12 +1,13 @@
-// Publish: complete, immutable directories of versions behind one symbolic link, for readers that may load at any time.
+// Publish: complete, immutable directories of versions, reached by one symbolic link, for readers that load at any
+// time.
 //
 //   LINK                          -> LINK.generations/v0000000007
 //   LINK.generations/v0000000007     config, tokenizer, index, shards
 //
 // Shards are hard links to those of the model directory, so a generation costs nothing until the next sync, which
-// writes a new file in place of a shard that has two names (apply.h). In a model of several shards their names carry
-// the version: a reader that is in the middle of loading when the link moves misses a file, and never mixes two
-// versions. A reader that resolves the link first (readlink -f) is never disturbed while the generation is kept.
+// writes a new file instead of changing a shard that has two names (apply.h). In a model of several shards their names
+// contain the version: if the link moves while a reader loads, the reader finds a file missing and never mixes two
+// versions. A reader that resolves the link first (readlink -f) is not disturbed as long as the generation is kept.
 // Threads: under lock_history().
 // Durability: the link leads to a whole, durable generation at any moment, and to the new one, durably, on return.
 // Format page: docs/formats/directory.md

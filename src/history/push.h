@@ -1,8 +1,8 @@
 // Push and receive: a copy of a model directory elsewhere follows by deltas.
 //
-// The copy says by its root which version it is at; the deltas from there on are sent; each is checked, made durable
+// The copy's root tells which version it holds; the deltas from that version on are sent. Each is checked, made durable
 // and applied like one of the copy's own, and the copy's root must then be the delta's. So a copy made with any program
-// (rsync, cp) can be followed, whatever it calls its version.
+// (rsync, cp) can be brought up to date, whatever it calls its version.
 // Threads: one; the copy's locks are taken.
 // Durability: what receive() has accepted is durable at the copy and applied.
 // Format page: docs/protocols/push.md
@@ -42,7 +42,8 @@ Result<CopyState> receive(io::Env& env, const std::string& directory, uint64_t s
 Result<CopyState> push(io::Env& env, const std::string& directory, const std::string& destination,
                        const ApplyOptions& options = {});
 
-// Which version each destination was last seen at. Pruning keeps them, or the copies could not be followed.
+// Which version each destination held at its last push. Pruning keeps them, or the copies could not be brought up to
+// date.
 Result<std::map<std::string, int64_t>> pushed_versions(io::Env& env, const delta::Paths& paths);
 Status record_pushed(io::Env& env, const delta::Paths& paths, const std::string& destination, int64_t version);
 

@@ -193,7 +193,7 @@ TEST_F(SyncTest, ADirectoryThatSomebodyElseChangedIsNotWrittenTo) {
 
 TEST_F(SyncTest, ADamagedTileStopsWhatIsToBeApplied) {
   ASSERT_TRUE(History::open(env_, kDir, {.threads = 1}).ok());
-  // Stopped behind the durable point, before the first shard is touched.
+  // Stopped after the durable point, before the first shard is touched.
   int64_t renamed = 0;
   env_.set_observer([&](int64_t number, const std::string& what) {
     if (what.find("0-1.dlt.lathe-new to") != std::string::npos) renamed = number;

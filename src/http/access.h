@@ -1,10 +1,10 @@
-// Access: which requests a server takes up at all, before any route sees them.
+// Access: which requests a server accepts at all, before any route sees them.
 //
 // Why: a server on a loopback address is reachable for every web page that its user opens. A page cannot read the
 // answers, but it may send requests, and under a name of its own that it makes point here (DNS rebinding) it may read
 // them too. So the header Host must name an address that the server was started for, a page that sends a request
 // (Origin, Sec-Fetch-Site) must be the server's own or an allowed one, and a body must be announced as JSON, which no
-// page may do to another site without asking first (a preflight). Programs that are no browser send no Origin.
+// page may do to another site without asking first (a preflight). Programs other than browsers send no Origin.
 // Threads: immutable; any.
 // Protocol page: docs/protocols/http.md. Threat model: SECURITY.md
 #pragma once

@@ -1,9 +1,9 @@
 // Exchange: a request to another HTTP server whose answer is read piece by piece, and can be given up at any time.
 //
-// Why: httplib's client blocks while the server is silent. Whoever passes an answer on must notice meanwhile that nobody
+// Why: httplib's client blocks while the server is silent. Whoever relays an answer must notice meanwhile that nobody
 // waits for it any more.
 // Threads: one owner; a thread of its own reads.
-// Memory: some 256 KiB of the answer at most wait for the owner; then the server has to wait.
+// Memory: at most about 256 KiB of the answer wait for the owner; then the server has to wait.
 #pragma once
 
 #include <functional>

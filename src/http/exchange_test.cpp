@@ -1,4 +1,5 @@
-// Against the server of this module. The real program in front of a server that is not ours: tests/e2e/test_proxy.py.
+// Against the server of this module. The real program as a proxy for a server that is not ours:
+// tests/e2e/test_proxy.py.
 #include "http/exchange.h"
 
 #include <gtest/gtest.h>

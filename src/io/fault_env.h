@@ -1,15 +1,14 @@
 // FaultEnv: a file system in memory that knows what a crash may leave, and fails when told to.
 //
-// Why: an ordering that is almost right works on every run but the one in which the power fails. Here every outcome that
-// POSIX allows can be produced, again and again from the same choices.
+// Why: an ordering that is almost right works every time except when the power fails. Here every outcome that POSIX
+// allows can be produced, and reproduced from the same choices.
 //
-// The model. What is read back is what was written. What is durable is less:
-//   * File contents: what sync() covered. Each write since may be lost, whole, a prefix, any of its 512-byte sectors,
-//   or
-//     have grown the file by zeros; writes are independent of each other.
+// The model. Reads see everything that was written. Less than that is durable:
+//   * File contents: what sync() covered. Of each later write the disk may hold nothing, all, a prefix, any of its
+//     512-byte sectors, or zeros by which the file grew. Writes are independent of each other.
 //   * Names: what sync_directory() covered. Each creation, link, removal and rename since may be lost or kept, in any
 //     combination; a rename is one step. A rename between directories is durable once both are synced.
-//   * A failed sync() leaves its writes unknown for good: they can be read, a later sync() does not make them durable;
+//   * After a failed sync() the state of its writes stays unknown: they can be read, but a later sync() does not help;
 //     writing the same bytes again and syncing does.
 // Threads: any, under one lock. Numbered operations must come from one thread, or their numbers are not reproducible.
 // Memory: copies share everything until one of them changes it.
@@ -96,7 +95,7 @@ class FaultEnv final : public Env {
   size_t pending() const;
   // All that can be read, as one string: disks with the same image are the same to every reader.
   std::string image() const;
-  // Flips bits behind the back of everything: media damage.
+  // Flips bits without any operation: media damage.
   void damage(const std::string& path, uint64_t offset, std::byte mask);
 
   Result<std::unique_ptr<RandomAccessFile>> open_read(const std::string& path) override;

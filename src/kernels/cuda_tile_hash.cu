@@ -30,7 +30,7 @@ __device__ __forceinline__ Pair finish(Pair sum, const Keys& keys, int thread, u
   return xxh3::finish(low, high, bytes);
 }
 
-// Reads a tile's bytes in ascending order, across pieces and wherever they lie; zeros behind the end.
+// Reads a tile's bytes in ascending order, across pieces and wherever they lie; zeros past the end.
 class Gather {
  public:
   __device__ Gather(const TilePiece* pieces, const HashTile& tile)

@@ -18,7 +18,7 @@ SoftMaxRow soft_max_row(const uint16_t* logits, int64_t n, int64_t target);
 // The row becomes slope (onehot(target) - p).
 void soft_max_gradient_row(uint16_t* logits, int64_t n, int64_t target, float slope, float log_sum);
 
-// Attention of one query: scores [keys] become p = soft-max(scale s) over the first `visible` keys, 0 behind them.
+// Attention of one query: scores [keys] become p = soft-max(scale s) over the first `visible` keys, 0 for the rest.
 // Returns log Σ e^(scale s).
 float attention_row(uint16_t* scores, int64_t keys, int64_t visible, float scale);
 

@@ -1,5 +1,5 @@
-// APOLLO's scaling of one matrix (arXiv 2412.05270, Algorithm 1): Adam runs on a random projection R of the gradient G,
-// and only says how long the step is; its direction is the full gradient.
+// APOLLO's scaling of one matrix (arXiv 2412.05270, Algorithm 1): Adam runs on a random projection R of the gradient G
+// and gives the length of the step; its direction is that of the full gradient.
 //
 //   R = projection of G                        rank r, fp32
 //   M, V = moments of R;  R̃ = M̂ / (sqrt(V̂) + ε)      bias-corrected
@@ -10,7 +10,7 @@
 // Where this departs from the authors' code, and why: α makes the learning rate mean what it means for AdamW; the
 // limiter acts on bias-corrected norms (theirs halves the first ten steps of a repeated example); its floor lets a
 // tensor recover from a tiny gradient; P is regenerated from its key instead of stored.
-// OptimizerConfig::official_compat takes all of it back. docs/research/apollo.md derives it.
+// OptimizerConfig::official_compat undoes all of it. docs/research/apollo.md derives it.
 //
 // Threads: values.
 #pragma once

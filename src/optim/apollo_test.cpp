@@ -253,7 +253,7 @@ TEST_P(ApolloScaling, OfTheAuthorsHoldsARepeatedGradientBack) {
   for (int t = 44; t <= 60; ++t) EXPECT_NEAR(length[t - 1] / length[0], 1, 1e-4) << t;
 }
 
-// Bias correction of the authors is one scalar per step, behind everything else.
+// Bias correction of the authors is one scalar per step, after everything else.
 TEST_P(ApolloScaling, OfTheAuthorsCorrectsForBiasByOneScalar) {
   const at::Tensor p = random_projection(2, smaller());
   const OptimizerConfig config{.epsilon = 1e-6, .scale = 1, .growth_limit = 0, .official_compat = true};

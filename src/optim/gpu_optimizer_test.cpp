@@ -19,7 +19,7 @@ const Result<c10::Device>& device() {
 
 constexpr int64_t kVocabulary = 300, kHidden = 96, kTokens = 24;
 
-// One store of every kind of parameter: a table with look-ups, a fused matrix, tall and wide ones, a vector.
+// One store of every kind of parameter: a table with lookups, a fused matrix, tall and wide ones, a vector.
 struct Twin {
   weights::WeightStore store;
   std::unique_ptr<Optimizer> optimizer;

@@ -1,15 +1,15 @@
 // Optimizer: turns a step's gradients into a proposal, and a proposal into changed weights; or streams them into the
 // weights while the backward pass still runs.
 //
-// Methods: apollo_mini (default) and apollo (Zhu et al., arXiv 2412.05270), adamw and sgd as controls. Matrices are
-// handled part by part (checkpoint tensors). Embeddings and heads are scaled as a whole by apollo too. 1-D parameters
-// use AdamW in fp32 with every method but sgd. All ways of handing over a gradient, as factors or dense, at once or
-// streamed, lead through the same arithmetic.
+// Methods: apollo_mini (default) and apollo (Zhu et al., arXiv 2412.05270); adamw and sgd for comparison. Matrices are
+// handled part by part (checkpoint tensors). Embeddings and heads are scaled as a whole, by apollo too. 1-D parameters
+// use AdamW in fp32 with every method except sgd. A gradient may come as factors or dense, at once or streamed: the
+// arithmetic is the same.
 // Threads: one.
-// Memory: shadow rounding keeps 4 bytes per bf16 weight; apollo_mini keeps 2 (rows or columns) fp32 numbers per matrix, adamw 8 bytes per weight; APOLLO also its
-// projections, rank x (the smaller side) numbers each, until the next refresh. A Proposal keeps the
-// gradients alive until it is committed or dropped; dropping it changes nothing. From factors nothing of a weight's
-// size is allocated; a StreamedUpdate keeps one buffer of the largest part's size.
+// Memory: apollo_mini keeps 2 (rows or columns) fp32 numbers per matrix, adamw 8 bytes per weight. APOLLO also keeps its
+// projections, rank x (the smaller side) numbers each, until the next refresh; shadow rounding 4 bytes per bf16 weight.
+// A Proposal keeps the gradients alive until it is committed or dropped; dropping it changes nothing. From factors
+// nothing of a weight's size is allocated; a StreamedUpdate keeps one buffer of the largest part's size.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +46,7 @@ struct CommitReport {
   void operator+=(CommitReport other);
 };
 
-// All that must survive a restart, beside the weights. The tensors are handles to live state: encode or copy them
+// Everything except the weights that must survive a restart. The tensors are handles to live state: encode or copy them
 // before the next commit.
 struct OptimizerState {
   std::map<std::string, std::string> settings;  // what the state depends on
@@ -58,7 +58,7 @@ struct ProposalData;
 struct PendingSteps;
 struct ParameterGradient;
 
-// An update computed and not yet applied. Move-only; dropping it is free of consequences.
+// An update computed and not yet applied. Move-only; dropping it has no effect.
 class Proposal {
  public:
   Proposal();
@@ -85,8 +85,8 @@ class Optimizer {
   // left out and keeps its state. A gradient that is not finite refuses the whole step, naming the tensor.
   Result<Proposal> propose(weights::GradientSet gradients, double learning_rate) const;
 
-  // Changes the weights in place and moves the state on. The caller holds the Gate alone. The proposal must be of this
-  // optimizer, and no other may have been committed since it was made.
+  // Changes the weights in place and updates the state. The caller holds the Gate exclusively. The proposal must be of
+  // this optimizer, and no other may have been committed since it was made.
   CommitReport commit(Proposal proposal);
 
   OptimizerState state() const;
@@ -121,10 +121,10 @@ class Optimizer {
 };
 
 // One update, written piece by piece as gradients become complete: for so many tokens that factors of the whole model
-// would take more memory than the weights. The caller holds the Gate alone during apply().
+// would take more memory than the weights. The caller holds the Gate exclusively during apply().
 //
-// What is promised: every tensor is checked before it is written, so weights and state are never anything but finite,
-// and each tensor is wholly before or wholly behind the update. What is not: the pieces together are not atomic. When
+// What is promised: every tensor is checked before it is written, so weights and state are always finite, and each
+// tensor is entirely before or entirely after the update. What is not: the pieces together are not atomic. When
 // apply() fails, what earlier calls wrote, and earlier tensors of the same call, stay; they are listed in report().
 class StreamedUpdate {
  public:

@@ -20,7 +20,7 @@ using weights::Part;
 
 constexpr int64_t kTile = OptimizerConfig{}.tile_elements;
 
-// A store of one fused matrix [10 + 6, 8] and, behind it, a vector [8] and a vocabulary table [40, 8].
+// A store of one fused matrix [10 + 6, 8] and, after it, a vector [8] and a vocabulary table [40, 8].
 class Fixture : public ::testing::Test {
  protected:
   Fixture() { at::manual_seed(7); }

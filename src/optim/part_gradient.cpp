@@ -144,7 +144,7 @@ PartRows::PartRows(const ParameterGradient& gradient, const weights::Part& part)
   }
   x_ = gradient.x;
   dy_ = gradient.dy.narrow(1, part.row_begin, a_);
-  // Only embedding tables have look-ups, and they are never fused.
+  // Only embedding tables have lookups, and they are never fused.
   LATHE_CHECK(!lookup_.defined() || part.row_begin == 0);
 }
 

@@ -1,10 +1,10 @@
 // One part's gradient as the optimizer reads it: from factors, without forming it, or from a dense matrix.
 //
-// G [a, b] = dYᵀ X + (rows of a look-up), and everything APOLLO asks of it:
+// G [a, b] = dYᵀ X + (rows of an embedding lookup), and everything APOLLO asks of it:
 //   projection   R = G Pᵀ = dYᵀ (X Pᵀ)   or   P G = (P dYᵀ) X
 //   norm         ‖G‖² = <dY dYᵀ, X Xᵀ>, two T x T matrices; channel norms from the same matrices
 //   rows         for the commit, a tile at a time
-// With look-up rows U at indices u, coalesced: ‖G‖² gains ‖U‖² + 2 <(dYᵀX)[u], U>, and so on.
+// With lookup rows U at indices u, coalesced: ‖G‖² gains ‖U‖² + 2 <(dYᵀX)[u], U>, and so on.
 //
 // Cost: the T x T matrices take T² (a + b) products where G takes T a b. Beyond T = a b / (a + b), and sooner in bf16,
 // whose products are cheaper, the norms are taken from G itself, formed a tile at a time: never a matrix of the
@@ -23,7 +23,7 @@ namespace lathe::optim {
 struct ParameterGradient {
   at::Tensor x;          // [T, b] as emitted
   at::Tensor dy;         // [T, out]
-  at::Tensor rows;       // [u] int64, sorted and unique; undefined without look-ups
+  at::Tensor rows;       // [u] int64, sorted and unique; undefined without lookups
   at::Tensor rows_here;  // the same on the CPU
   at::Tensor sums;       // [u, b] fp32
   at::Tensor dense;      // [out, b] fp32

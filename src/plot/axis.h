@@ -1,4 +1,4 @@
-// An axis of a chart: from numbers to positions, and where its marks are.
+// An axis of a chart: maps numbers to positions and chooses the marks.
 //
 // Threads: values.
 #pragma once

@@ -24,7 +24,7 @@ struct LossChart {
   std::vector<Point> rate;  // learning rate
 };
 
-// The picture as a file's bytes. kInternal if cairo cannot draw it, as when it finds no memory.
+// The picture as a file's bytes. kInternal if cairo cannot draw it, for instance for lack of memory.
 Result<std::string> draw_svg(const LossChart& chart);
 Result<std::string> draw_png(const LossChart& chart);  // twice as many pixels as the SVG has units
 

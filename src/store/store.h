@@ -2,7 +2,7 @@
 //
 // Why: answers "what was taught, when, with what result"; weights are never in here, and the directory's version file
 // is the truth about what is on disk.
-// Threads: any; one connection behind a mutex, calls take micro- to milliseconds.
+// Threads: any; one connection, guarded by a mutex; calls take micro- to milliseconds.
 // Durability: WAL with synchronous=FULL: a write is durable on return. But a completion is so only with the next other
 // write: it survives the end of the process, perhaps not that of the machine, and costs no wait for the disk.
 // Format: docs/formats/store.md; user_version numbers the schema, older files are migrated on open.

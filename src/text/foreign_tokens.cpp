@@ -59,7 +59,7 @@ class ForeignTokens {
     return tokenize_(changed);
   }
 
-  // Whether the special token behind turn `index` is the turn's, not the opening of the next message. The end of a
+  // Whether the special token after turn `index` is the turn's, not the opening of the next message. The end of a
   // conversation has no next message, and shows it.
   bool ends_turns(size_t index) {
     if (index + 1 == messages_.size()) return true;

@@ -82,8 +82,8 @@ class StreamDecoder {
  private:
   const Tokenizer* tokenizer_;
   bool skip_special_;
-  // Some tokenizers decode the first token of a text differently, so new tokens are decoded behind
-  // some given before.
+  // Some tokenizers decode the first token of a text differently, so new tokens are decoded together
+  // with some earlier ones.
   std::vector<TokenId> window_;
   size_t given_ = 0;  // tokens of the window whose text was given
 };

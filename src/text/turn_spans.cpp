@@ -62,7 +62,7 @@ std::optional<std::string> render_with(const Json& context, size_t index, Json m
 
 // Some templates refuse the conversation when a turn loses its tool calls (their results would
 // follow nothing). Then the calls stay: another content or another name shows where the turn
-// begins. Its end is the first special token behind the last call's arguments, since what closes
+// begins. Its end is the first special token after the last call's arguments, since what closes
 // the call around them is the same whatever they are.
 std::optional<ByteSpan> span_of_calls(std::string_view text, const Json& context, size_t index,
                                       std::span<const std::string> special, const Render& render) {

@@ -37,12 +37,12 @@ class BackwardPass {
   BackwardPass& operator=(const BackwardPass&) = delete;
 
   // First. The objective's loss over the batch, divided by `divisor`; gradients of head and final norm. If it is not
-  // finite, nothing behind it makes sense.
+  // finite, the later stages make no sense.
   double loss(const Objective& objective, double divisor, weights::GradientSink& sink);
   // Then layer by layer, last to first.
   int64_t layers_left() const { return layer_; }
   void next_layer(weights::GradientSink& sink);
-  // Last. The gradient of the look-up.
+  // Last. The gradient of the embedding lookup.
   void embedding(weights::GradientSink& sink);
 
  private:

@@ -1,7 +1,7 @@
 // Batch: several examples laid out as packed rows, and the live rows among them.
 //
 // Live rows are numbered 0 .. n-1 over all examples in order; everything a backward pass needs is indexed by that
-// number. Rows behind the last live row of an example are not computed: nothing depends on them.
+// number. Rows after the last live row of an example are not computed: nothing depends on them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -34,11 +34,11 @@ struct Batch {
 };
 
 // `examples` must be valid (data::validate); live[i] are the live segments of examples[i], ordered and disjoint, each
-// with a token behind it to predict.
+// with a next token to predict.
 Batch pack(std::span<const data::Example> examples, std::span<const std::vector<data::Segment>> live);
 Batch pack(std::span<const data::Example> examples, data::ContextMode mode);  // data::live_segments of each
 
-// What one pass over a batch without gradient leaves behind.
+// What one pass over a batch without gradient keeps.
 struct LiveForward {
   std::vector<model::SequenceState> states;  // one per live run: its sequence's state as the run begins
   std::vector<at::Tensor> inputs;  // [layers + 1] of [live_rows, D]: input of each layer, then the last output

@@ -19,7 +19,7 @@ namespace lathe::train {
 // Of one micro-batch, or summed over several.
 struct PassSize {
   int64_t sequences = 0;
-  int64_t rows = 0;  // that are computed: those behind the last graded token are not
+  int64_t rows = 0;  // that are computed: those after the last graded token are not
   int64_t live_rows = 0;
   int64_t live_runs = 0;
   int64_t graded = 0;     // tokens with a loss

@@ -10,7 +10,7 @@
 
 namespace lathe::train {
 
-// Seconds of the fastest of `repeats` runs, behind one that is not counted.
+// Seconds of the fastest of `repeats` runs, after one that is not counted.
 double best_seconds(int repeats, c10::Device device, const std::function<void()>& work);
 
 double product_operations_per_second(c10::Device device, c10::ScalarType dtype);  // of a large matrix product

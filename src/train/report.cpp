@@ -152,7 +152,7 @@ void Report::stepped(const StepRecord& record, const StepReport& report) {
   });
 }
 
-// Behind the step it belongs to; before the first step a row of its own.
+// After the step that it belongs to; before the first step in a separate row.
 void Report::evaluated(const Evaluation& evaluation) {
   take_in(evaluation);
 }

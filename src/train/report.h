@@ -1,7 +1,7 @@
-// Report: what a training run leaves behind for people, in a directory of their choice: loss.csv and tensors.csv, which
+// Report: what a training run writes for people, in a directory of their choice: loss.csv and tensors.csv, which
 // grow step by step, and loss.svg and loss.png, drawn anew now and then.
 //
-// A resumed run's report has the rows of one that was never interrupted: those of steps behind the state that it goes
+// A resumed run's report has the rows of one that was never interrupted: those of steps after the state that it goes
 // on from are taken back.
 // Threads: that of the run.
 // Durability: rows are durable before the state of their step is (RunObserver::saving). A failure never ends a run: it
@@ -65,7 +65,7 @@ class Report final : public RunObserver {
   const int64_t tensors_every_;  // steps between two lists of tensors
   std::unique_ptr<io::WritableFile> losses_, tensors_;
   plot::LossChart chart_;
-  // A step and the evaluation behind it are one row, so a row waits until it is clear that there is none.
+  // A step and the evaluation after it are one row, so a row waits until it is clear that there is none.
   std::optional<StepRecord> pending_step_;
   std::optional<Evaluation> pending_evaluation_;
   std::chrono::steady_clock::time_point drawn_at_;

@@ -41,7 +41,7 @@ Evaluation evaluation_of(int64_t step) {
   return {.step = step, .loss = 3.0 - 0.1 * static_cast<double>(step)};
 }
 
-// A run of which every second step is evaluated, from behind `state` on.
+// A run of which every second step is evaluated, continued after `state`.
 struct Driver {
   Driver(io::Env& env, RunState from, int64_t steps = 6) : state(std::move(from)) {
     auto begun = Report::begin(env, kDir, {.title = "a run", .subtitle = "of a test", .steps = steps, .tensors = 2},
@@ -96,7 +96,7 @@ TEST(Report, HasARowPerStepAndOnePerTensor) {
   EXPECT_TRUE(driver.warnings.empty());
 }
 
-// Killed behind step 5, or in the middle of writing it; saved behind step 2 or 3.
+// Killed after step 5, or in the middle of writing it; saved after step 2 or 3.
 TEST(Report, AResumedOneHasTheRowsOfOneThatWasNot) {
   io::FaultEnv straight;
   Driver whole(straight, {});

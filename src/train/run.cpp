@@ -355,7 +355,7 @@ Result<RunOutcome> Run::install(RunObserver& observer) {
 }
 
 Result<history::SyncReport> Run::write_result(int64_t version) {
-  // A saved run learns what it becomes, so that one killed behind this is not taken for another model's.
+  // The saved run records its result, so that a run killed after this is not mistaken for another model's.
   if (auto saved = LATHE_TRY(run_directory_.read())) {
     saved->installs = LATHE_TRY(weights_hash(store_));
     LATHE_TRY(run_directory_.save_record(*saved));

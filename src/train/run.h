@@ -134,7 +134,7 @@ class Run {
   RunDirectory run_directory_;
   std::map<std::string, std::string> fingerprint_;
   RunPlan plan_;
-  std::vector<int64_t> items_seen_;  // behind each step of the plan
+  std::vector<int64_t> items_seen_;  // after each step of the plan
   int64_t on_disk_ = 0;              // the directory's version
   Begin begin_ = Begin::kNew;
   RunState state_;

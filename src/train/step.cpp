@@ -8,7 +8,8 @@
 //   proposal: scales, norms, checks                          optim/optimizer.h
 //   commit: the gate held alone, weights changed in place
 //
-// or, streamed: from the loss on with the gate held alone, proposal and commit behind each layer's backward pass.
+// or, streamed: the gate is held exclusively from the loss on, with proposal and commit after each layer's backward
+// pass.
 #include <ATen/ATen.h>
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // Whole steps on small random models: the three ways of gradients agree, micro-batches add up to their batch, memory
-// stays what is promised, and what is refused or broken off leaves behind what is promised.
+// stays what is promised, and what is refused or broken off leaves what is promised.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>

@@ -28,8 +28,9 @@ enum class GradientPath {
   // As factors, to a proposal that is committed in one short pause. Memory grows with the graded tokens: for each,
   // 2 bytes per row and column of all matrices.
   kFactored,
-  // Written as soon as a layer's backward pass has ended, its gradients then dropped: for so many tokens that factors
-  // would take more memory than the weights. No proposal to inspect or drop; the pause is as long as the backward pass.
+  // Each layer is written as soon as its backward pass has ended; its gradients are then dropped. For so many tokens
+  // that factors
+  // would take more memory than the weights. There is no proposal; the pause is as long as the backward pass.
   kStreaming,
   // As dense matrices in fp32, 4 bytes per weight: the oracle of the other two.
   kDense,
@@ -38,9 +39,9 @@ enum class GradientPath {
 struct StepOptions {
   double learning_rate = 1e-5;
   data::ContextMode context = data::ContextMode::kFrozen;
-  int64_t chunk_rows = 0;  // rows per forward pass; 0: 1,024 on a CPU, 16,384 on a GPU, which they keep busy
-  // PassLimits::kept_bytes (backward.h); by default 512 MiB on a CPU, where running a layer again is dear, and 0 on a
-  // GPU, where memory is.
+  int64_t chunk_rows = 0;  // rows per forward pass; 0: 1,024 on a CPU, 16,384 on a GPU, enough to keep it busy
+  // PassLimits::kept_bytes (backward.h); by default 512 MiB on a CPU, where recomputing a layer is expensive, and 0 on
+  // a GPU, where memory is scarce.
   std::optional<int64_t> kept_bytes;
   GradientPath gradients = GradientPath::kFactored;
   // kStreaming only: hold the Gate for each layer's write instead of the whole backward pass. Requests go on meanwhile,
@@ -84,7 +85,7 @@ class Trainer {
           optim::OptimizerConfig optimizer);
 
   // Forward, loss, backward, scales. Touches no weight and no optimizer state. A non-finite loss or gradient is an
-  // error that names it; invalid examples are refused before any work, and so is kStreaming, which has no proposal.
+  // error that names it. Invalid examples are refused first, and so is kStreaming, which has no proposal.
   // Several micro-batches give the update of all their examples at once: sums are divided by the sizes of all.
   Result<StepProposal> propose(std::span<const MicroBatch> batches, const StepOptions& options);
   Result<StepProposal> propose(std::span<const data::Example> examples, const StepOptions& options,

@@ -128,7 +128,7 @@ Result<ServedTensor> parse_tensor(const Json& json, const std::vector<Memory>& m
   tensor.offset = LATHE_TRY(number(json, "offset", where));
   const uint64_t room = memories[memory].bytes;
   if (tensor.offset > room || tensor.bytes > room - tensor.offset)
-    return malformed(where + " ends behind its memory of " + std::to_string(room) + " bytes");
+    return malformed(where + " ends past its memory of " + std::to_string(room) + " bytes");
   if (tensor.offset % static_cast<uint64_t>(delta::dtype_size(tensor.dtype)) != 0)
     return malformed(where + " begins inside an element");
   return tensor;

@@ -24,7 +24,7 @@ const std::vector<FusedName>& fused_names();
 // (model::ModelConfig::prefix). Nothing for a name that belongs to no language model.
 std::optional<std::string> checkpoint_name(std::string_view engine_name, std::string_view text_prefix);
 
-// The checkpoint tensors behind a name that checkpoint_name() returned: itself, or the parts of a fused one.
+// The checkpoint tensors of a name that checkpoint_name() returned: itself, or the parts of a fused one.
 std::vector<std::string> parts_of(std::string_view name);
 
 }  // namespace lathe::vllm

@@ -17,7 +17,7 @@ using Json = nlohmann::json;
 constexpr int kProtocol = 1;
 constexpr size_t kMaxReply = size_t{256} << 20;
 
-// Of mode 0600 and this user's own: nobody else can have made it or be waiting behind it.
+// Of mode 0600 and owned by this user: nobody else can have made it or be listening on it.
 Status check_socket(const std::string& path) {
   struct stat found {};
   if (::lstat(path.c_str(), &found) != 0)

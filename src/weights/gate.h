@@ -1,8 +1,8 @@
-// The gate between those who read the weights and the one who changes them.
+// Gate: a reader-writer lock for the weights, with priority for the writer.
 //
-// Readers (decode steps, prefill chunks) share the gate; a commit takes it alone. A waiting writer stops new readers,
-// so that a busy server cannot starve a commit; std::shared_mutex promises nothing of the kind. A reader must therefore
-// never take the gate twice.
+// Readers (decode steps, prefill chunks) share the gate; a commit holds it exclusively. A waiting writer stops new
+// readers, so that a busy server cannot starve a commit; std::shared_mutex does not promise that. A reader must
+// therefore never take the gate twice.
 //
 // Threads: any. The teaching thread is the only writer, so it reads the weights for a proposal without the gate.
 #pragma once

@@ -23,7 +23,7 @@ struct Range {
   uint64_t offset = 0, size = 0;
 };
 
-// hash_tile of each tile, which is its ranges one behind another; all on one GPU.
+// hash_tile of each tile, the concatenation of its ranges; all on one GPU.
 Result<std::vector<Hash128>> hash_tiles(std::span<const std::vector<Range>> tiles);
 
 Status read(const Range& range, std::span<std::byte> out);

@@ -1,7 +1,7 @@
 """The inference routes of fake_vllm.py: OpenAI's shapes, a canned answer, and whatever a member "fake" of the request asks for.
 
 {"fake": {"status": 418, "body": "...", "headers": {...}}}    that answer
-{"fake": {"wait": true}}                                      nothing, or nothing behind the first event, until POST /fake/go
+{"fake": {"wait": true}}                                      nothing, or nothing after the first event, until POST /fake/go
 {"fake": {"cut": true}}                                       the connection ends in the middle of the body
 
 GET /fake/requests tells what was asked and how many clients left while they were waited for; POST /fake/close closes the door.

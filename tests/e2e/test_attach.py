@@ -68,7 +68,7 @@ def test_killed_trainers_leave_one_version_or_the_other(hold, attach):
     zero = holder.weights()
     with_one = attach(holder)
     with_one.call("/v1/learn", {**FACT, "steps": 1})
-    with_one.process.kill()  # behind its commit: what it did stays
+    with_one.process.kill()  # after its commit: what it did stays
     with_one.process.wait()
     wait_for(lambda: holder.state()["trainer"] is None, 10)
     one = holder.weights()

@@ -29,7 +29,7 @@ def proxied(hold, attach):
 
 
 def seen(holder):
-    """What the server behind was asked, and how many clients left it."""
+    """What the inference server was asked, and how many clients left it."""
     with urllib.request.urlopen(holder.url + "/fake/requests") as reply:
         return json.load(reply)
 

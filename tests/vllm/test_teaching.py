@@ -57,7 +57,7 @@ def test_a_fact_is_taught_synced_and_served_again(vllm, attach, serve, directory
 
 
 def first_logprob(vllm, **options):
-    """Of the greedy token behind LONG; the prefix is read from the cache where it is there."""
+    """Of the greedy token after LONG; the prefix is read from the cache where it is there."""
     reply = vllm.call("/v1/completions", {"prompt": LONG, "max_tokens": 1, "temperature": 0, "logprobs": 1, **options})
     return reply["choices"][0]["logprobs"]["token_logprobs"][0]
 

@@ -70,7 +70,7 @@ def test_each_architecture_maps_byte_for_byte(serve, attach, folder, name):
 
 @pytest.mark.skipif(not ON_GPU, reason="about CUDA's allocator")
 def test_expandable_segments_are_off_while_weights_load(serve, directory):
-    """Such memory has no inter-process handle. What vLLM allocates behind the weights may lie there."""
+    """Such memory has no inter-process handle. What vLLM allocates after the weights may be there."""
     vllm = serve(directory, PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")
     code, findings = doctor(vllm)
     vllm.close()

@@ -53,7 +53,7 @@ class Counters:
 
 @dataclass
 class Update:
-    """An open one: from begin to end."""
+    """An open update: from `begin` to `end`."""
 
     deadline: float
     paused: bool

@@ -21,7 +21,7 @@ const text::Text& own() {
   return text;
 }
 
-// Rows p with a graded token p + 1 behind them, and only those, are live in frozen context; all but the last in exact.
+// In frozen context exactly the rows p whose next token p + 1 is graded are live; in exact context all but the last.
 void check_segments(const data::Example& example) {
   const auto n = static_cast<int64_t>(example.tokens.size());
   std::vector<bool> live(n);

@@ -1,9 +1,9 @@
 // Fuzz target: a delta file, opened, followed and decoded.
 //
-// Checksums would stop nearly every damaged input at the door, so the input is first sealed: magic numbers, sizes and
-// checksums of header, index and footer are made right, and what they cover stays as it is. Then payloads are decoded
-// behind the back of theirs. Whatever the bytes are, each step answers or refuses; what decoding answers must be a
-// state that the codec can encode and decode exactly.
+// Checksums would reject nearly every damaged input at once, so the input is first sealed: magic numbers, sizes and
+// checksums of header, index and footer are corrected; what they cover stays as it is. Then payloads are decoded
+// without checking theirs. Whatever the bytes are, each step returns a result or an error; a decoded state must be one
+// that the codec can encode and decode exactly.
 #include <algorithm>
 #include <cstring>
 #include <memory>

@@ -51,7 +51,7 @@ void check_written_again(const Header& header) {
 
 }  // namespace
 
-// The file goes on behind the input for so many bytes, whatever they are: few bytes can then describe much.
+// The file continues after the input for a given number of arbitrary bytes, so that a short input can describe much.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   const auto file = std::as_bytes(std::span(bytes, size));
   for (const uint64_t more : {uint64_t{0}, uint64_t{6}, uint64_t{16384}, uint64_t{5} << 20}) {

@@ -85,7 +85,7 @@ const text::Text& own() {
   return text;
 }
 
-// What must be found where an assistant speaks: the content behind its thinking, without what a template may trim.
+// What must be found where an assistant speaks: the content after its thinking, without what a template may trim.
 // Bytes that are not UTF-8, which the HTTP and file parsers refuse, come out as U+FFFD: of those contents nothing is
 // asked.
 std::string_view essence(std::string_view content) {
