@@ -7,6 +7,7 @@
 
 #include "delta/safetensors.h"
 #include "io/env.h"
+#include "model/test_golden.h"
 
 namespace lathe::engine {
 namespace {
@@ -83,7 +84,7 @@ TEST_P(Models, CompanyDoesNotChangeAnAnswer) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Models, ::testing::Values("llama", "qwen2", "qwen3", "qwen3_5"));
+INSTANTIATE_TEST_SUITE_P(Golden, Models, ::testing::ValuesIn(model::kGoldenFamilies));
 
 TEST(Engine, StopsAtStopTokensButNotBeforeMinTokens) {
   const Golden golden("llama");

@@ -3,7 +3,8 @@
 //   y = T(w T(n) silu(z)),  n = x r,  r = 1 / sqrt(mean(x²) + eps)
 //
 // Rows are heads of tokens. x, y and their gradients are bf16 without gaps, w fp32 or bf16; z is bf16 with tokens
-// z_stride numbers apart. Rounds where model/delta_layer.cpp's separate operations round, forward; fp32 backward.
+// z_stride numbers apart. Rounds where model/layers/gated_delta.cpp's separate operations round, forward; fp32
+// backward.
 // Memory: in and out are the caller's; nothing is allocated. Pointers are aligned to 8 bytes, strides multiples of 4.
 // Threads: any. Asynchronous: queued on `stream`. Errors of a launch are left to cudaGetLastError(). The same bits on
 // every run.

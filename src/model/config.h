@@ -1,6 +1,7 @@
-// ModelConfig: what config.json says, in one struct for all architectures. Sizes come from here, never from constants.
+// ModelConfig: what config.json says, in one struct for all families. Sizes and facts come from here: nothing outside
+// model/families knows which family a model is.
 //
-// Threads: a value. Source of the fields: transformers' configuration files of llama, qwen2, qwen3 and qwen3_5.
+// Threads: a value. Source of the fields: transformers' configuration files.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,6 @@
 #include "base/result.h"
 
 namespace lathe::model {
-
-enum class Architecture { kLlama, kQwen2, kQwen3, kQwen3_5 };
 
 // What mixes the tokens of a layer.
 enum class Mixer { kAttention, kDelta };
@@ -27,7 +26,7 @@ struct Llama3Rope {
 // How a norm applies its weight to n = x / sqrt(mean(x²) + eps); c rounds to the compute dtype.
 enum class NormStyle {
   kPlain,        // w * c(n): rounded before the weight
-  kZeroCentred,  // c((1 + w) * n): rounded behind it
+  kZeroCentred,  // c((1 + w) * n): rounded after it
 };
 
 // Gated DeltaNet layers (qwen3_5): value head h reads the query and key of head h / (value_heads / key_heads).
@@ -45,7 +44,6 @@ struct DeltaConfig {
 };
 
 struct ModelConfig {
-  Architecture architecture = Architecture::kLlama;
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
@@ -65,9 +63,13 @@ struct ModelConfig {
   bool qk_norm = false;
   bool attention_gate = false;  // q_proj holds a query and a gate per head; sigmoid(gate) scales what attention gives
   NormStyle norm = NormStyle::kPlain;
-  std::vector<Mixer> mixers;      // one per layer; none: all kAttention
-  DeltaConfig delta;              // of the layers that are kDelta
-  std::string prefix = "model.";  // of the tensors of the text model; the head is always lm_head.weight
+  double embedding_multiplier = 1;  // of what is looked up, before the first layer
+  double residual_multiplier = 1;   // of what a mixer or an MLP adds
+  double attention_scale = 0;       // of attention's scores; 0: 1 / sqrt(head_dim)
+  double logits_divisor = 1;        // of the head's products
+  std::vector<Mixer> mixers;        // one per layer; none: all kAttention
+  DeltaConfig delta;                // of the layers that are kDelta
+  std::string prefix = "model.";    // of the tensors of the text model; the head is always lm_head.weight
   // transformers builds the embedding with padding_idx = pad_token_id: that row gets no gradient from the look-up.
   // Kept, so that a fine-tune here is the fine-tune they know.
   std::optional<int64_t> pad_token;
@@ -75,9 +77,10 @@ struct ModelConfig {
   std::vector<int64_t> eos_tokens;  // of config.json and generation_config.json together
 
   Mixer mixer(int64_t layer) const { return mixers.empty() ? Mixer::kAttention : mixers[layer]; }
-  bool has_delta() const;  // whether any layer is kDelta
+  bool has_delta() const;      // whether any layer is kDelta
+  double score_scale() const;  // attention_scale, or what stands in for it
 
-  // Unsupported architectures, rope types, activations, sliding windows and quantisation are refused by name.
+  // Unsupported families, rope types, activations, sliding windows and quantisation are refused by name.
   static Result<ModelConfig> parse(std::string_view config_json, std::string_view generation_config_json = "");
 };
 

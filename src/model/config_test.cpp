@@ -115,5 +115,29 @@ TEST(Config, RefusesByName) {
   EXPECT_FALSE(ModelConfig::parse("{").ok());
 }
 
+TEST(Config, ReadsTheMultipliersOfGranite) {
+  const auto c = ModelConfig::parse(R"({"model_type":"granite","vocab_size":100,"hidden_size":32,"intermediate_size":64,
+    "num_hidden_layers":2,"num_attention_heads":4,"embedding_multiplier":12,"attention_multiplier":0.015625,
+    "residual_multiplier":0.22,"logits_scaling":16})");
+  ASSERT_TRUE(c.ok()) << c.error().message;
+  EXPECT_EQ(c->embedding_multiplier, 12);
+  EXPECT_EQ(c->score_scale(), 0.015625);
+  EXPECT_EQ(c->residual_multiplier, 0.22);
+  EXPECT_EQ(c->logits_divisor, 16);
+}
+
+TEST(Config, AnEmptyListOfTokensNamesNone) {
+  const auto c = ModelConfig::parse(with(R"("pad_token_id":[],"bos_token_id":[])"));
+  ASSERT_TRUE(c.ok()) << c.error().message;
+  EXPECT_FALSE(c->pad_token.has_value());
+  EXPECT_FALSE(c->bos_token.has_value());
+}
+
+TEST(Config, TheTextModelOfAWrapperMustBeItsOwn) {
+  const auto c = ModelConfig::parse(R"({"model_type":"qwen3_5","text_config":{"model_type":"llama"}})");
+  ASSERT_FALSE(c.ok());
+  EXPECT_NE(c.error().message.find("qwen3_5_text"), std::string::npos) << c.error().message;
+}
+
 }  // namespace
 }  // namespace lathe::model

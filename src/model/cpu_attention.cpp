@@ -58,10 +58,6 @@ void for_rows(int64_t heads, const Block& block, Row&& row) {
   });
 }
 
-float scale_of(const at::Tensor& q) {
-  return 1.0F / std::sqrt(static_cast<float>(q.size(2)));
-}
-
 at::Tensor scores_of(const Block& block, const at::Tensor& q, const at::Tensor& k) {
   return at::bmm(q, k.narrow(1, 0, block.keys).transpose(1, 2));
 }
@@ -71,13 +67,13 @@ struct Attended {
   at::Tensor log_sum;  // [n H] fp32: block by block, each [H, count]
 };
 
-Attended attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+Attended attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, float scale) {
   Attended result{.out = at::empty({q.size(0), q.size(1), q.size(2)}, q.options()),
                   .log_sum = at::empty({q.size(0) * q.size(1)}, at::kFloat)};
   auto* sums = result.log_sum.mutable_data_ptr<float>();
   for (const Block& block : blocks_of(q, k)) {
     const at::Tensor scores = scores_of(block, grouped(q.narrow(0, block.begin, block.count), k.size(0)), k);
-    for_rows(q.size(1), block, [&, all = data(scores), scale = scale_of(q)](int64_t i, int64_t visible) {
+    for_rows(q.size(1), block, [&, all = data(scores)](int64_t i, int64_t visible) {
       sums[i] = kernels::attention_row(all + i * block.keys, block.keys, visible, scale);
     });
     sums += q.size(1) * block.count;
@@ -91,9 +87,9 @@ struct Gradients {
   at::Tensor dq, dk, dv;  // [n, H, K], [G, m, K]
 };
 
-// dP = dY Vᵀ, dS = P (dP - Σ P dP) / √K; dV = Pᵀ dY, dQ = dS K, dK = dSᵀ Q. Sums over blocks in fp32.
+// dP = dY Vᵀ, dS = P (dP - Σ P dP) * scale; dV = Pᵀ dY, dQ = dS K, dK = dSᵀ Q. Sums over blocks in fp32.
 Gradients differentiate(const at::Tensor& dy, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                        const at::Tensor& log_sum) {
+                        const at::Tensor& log_sum, float scale) {
   Gradients result{.dq = at::empty({q.size(0), q.size(1), q.size(2)}, q.options()),
                    .dk = at::zeros(k.sizes(), q.options().dtype(at::kFloat)),
                    .dv = at::zeros(v.sizes(), q.options().dtype(at::kFloat))};
@@ -102,7 +98,7 @@ Gradients differentiate(const at::Tensor& dy, const at::Tensor& q, const at::Ten
     const at::Tensor own_q = grouped(q.narrow(0, block.begin, block.count), k.size(0)),
                      own_dy = grouped(dy.narrow(0, block.begin, block.count), k.size(0)),
                      p = scores_of(block, own_q, k), ds = scores_of(block, own_dy, v);
-    for_rows(q.size(1), block, [&, s = data(p), d = data(ds), scale = scale_of(q)](int64_t i, int64_t visible) {
+    for_rows(q.size(1), block, [&, s = data(p), d = data(ds)](int64_t i, int64_t visible) {
       const int64_t at = i * block.keys;
       kernels::attention_backward_row(s + at, d + at, block.keys, visible, scale, sums[i]);
     });
@@ -116,15 +112,18 @@ Gradients differentiate(const at::Tensor& dy, const at::Tensor& q, const at::Ten
 }
 
 struct Attention : torch::autograd::Function<Attention> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-    const Attended result = attend(q, k, v);
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                            double scale) {
+    const Attended result = attend(q, k, v, static_cast<float>(scale));
+    context->saved_data["scale"] = scale;
     context->save_for_backward({q, k, v, result.log_sum});
     return result.out;
   }
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();
-    const Gradients result = differentiate(gradients[0], saved[0], saved[1], saved[2], saved[3]);
-    return {result.dq, result.dk.to(saved[1].scalar_type()), result.dv.to(saved[2].scalar_type())};
+    const auto scale = static_cast<float>(context->saved_data.at("scale").toDouble());
+    const Gradients result = differentiate(gradients[0], saved[0], saved[1], saved[2], saved[3], scale);
+    return {result.dq, result.dk.to(saved[1].scalar_type()), result.dv.to(saved[2].scalar_type()), at::Tensor()};
   }
 };
 
@@ -134,10 +133,11 @@ bool can_attend(const at::Tensor& q) {
   return can_run(q) && q.size(0) > kernels::kFewRows;
 }
 
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   const bool differentiates =
       at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad());
-  const at::Tensor out = differentiates ? Attention::apply(q, k, v) : attend(q, k, v).out;
+  const at::Tensor out =
+      differentiates ? Attention::apply(q, k, v, scale) : attend(q, k, v, static_cast<float>(scale)).out;
   return out.view({q.size(0), -1});
 }
 

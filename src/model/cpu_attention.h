@@ -15,6 +15,6 @@ namespace lathe::model::cpu {
 bool can_attend(const at::Tensor& q);
 
 // ops.h's attention. Differentiable.
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale);
 
 }  // namespace lathe::model::cpu

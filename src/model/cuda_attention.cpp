@@ -3,8 +3,6 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <cmath>
-
 namespace lathe::model::cuda {
 namespace {
 
@@ -12,16 +10,11 @@ namespace {
 constexpr int64_t kCudnnRows = 1024, kCudnnMultiple = 512;
 constexpr int64_t kLargestHead = 256;
 
-double scale_of(const at::Tensor& q) {
-  return 1 / std::sqrt(static_cast<double>(q.size(2)));
-}
-
-at::Tensor flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+at::Tensor flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   const int64_t n = q.size(0), m = k.size(1);
   const at::Tensor out = std::get<0>(at::_flash_attention_forward(
       q.unsqueeze(0), k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0), /*cum_seq_q=*/std::nullopt,
-      /*cum_seq_k=*/std::nullopt, n, m, /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false,
-      scale_of(q)));
+      /*cum_seq_k=*/std::nullopt, n, m, /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false, scale));
   return out.reshape({n, -1});
 }
 
@@ -30,32 +23,34 @@ struct Mixed {
   at::Tensor log_sum;  // [n, H, 1] fp32, if asked for
 };
 
-Mixed cudnn_part(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal, bool log_sum) {
+Mixed cudnn_part(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale, bool causal,
+                 bool log_sum) {
   const auto result = at::_scaled_dot_product_cudnn_attention(
       q.transpose(0, 1).unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), /*attn_bias=*/std::nullopt,
-      /*compute_log_sumexp=*/log_sum, /*dropout_p=*/0.0, causal, /*return_debug_mask=*/false, scale_of(q));
+      /*compute_log_sumexp=*/log_sum, /*dropout_p=*/0.0, causal, /*return_debug_mask=*/false, scale);
   Mixed mixed{.out = std::get<0>(result).squeeze(0).transpose(0, 1), .log_sum = {}};
   if (log_sum) mixed.log_sum = std::get<1>(result).reshape({q.size(1), q.size(0), 1}).transpose(0, 1);
   return mixed;
 }
 
-at::Tensor cudnn(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+at::Tensor cudnn(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   const int64_t n = q.size(0), past = k.size(1) - n;
-  if (past == 0) return cudnn_part(q, k, v, /*causal=*/true, at::GradMode::is_enabled()).out.reshape({n, -1});
+  if (past == 0) return cudnn_part(q, k, v, scale, /*causal=*/true, at::GradMode::is_enabled()).out.reshape({n, -1});
   TORCH_CHECK(!at::GradMode::is_enabled(), "cuDNN's attention over a past is not differentiable here");
-  const Mixed before = cudnn_part(q, k.narrow(1, 0, past), v.narrow(1, 0, past), /*causal=*/false, /*log_sum=*/true);
-  const Mixed own = cudnn_part(q, k.narrow(1, past, n), v.narrow(1, past, n), /*causal=*/true, /*log_sum=*/true);
+  const Mixed before =
+      cudnn_part(q, k.narrow(1, 0, past), v.narrow(1, 0, past), scale, /*causal=*/false, /*log_sum=*/true);
+  const Mixed own = cudnn_part(q, k.narrow(1, past, n), v.narrow(1, past, n), scale, /*causal=*/true, /*log_sum=*/true);
   // Of all the weight e^(q k) that a query gives, the share of its own part.
   const at::Tensor share = at::sigmoid(own.log_sum - before.log_sum);
   return at::lerp(before.out.to(at::kFloat), own.out.to(at::kFloat), share).to(q.scalar_type()).reshape({n, -1});
 }
 
-at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   const int64_t n = q.size(0), m = k.size(1);
   const at::Tensor mask = at::ones({n, m}, q.options().dtype(at::kBool)).tril_(m - n);
   const at::Tensor out = at::scaled_dot_product_attention(
       q.transpose(0, 1).unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), mask, /*dropout_p=*/0.0,
-      /*is_causal=*/false, /*scale=*/std::nullopt, /*enable_gqa=*/q.size(1) != k.size(0));
+      /*is_causal=*/false, scale, /*enable_gqa=*/q.size(1) != k.size(0));
   return out.squeeze(0).transpose(0, 1).reshape({n, -1});
 }
 
@@ -69,16 +64,17 @@ AttentionKernel choose_attention(const at::Tensor& q, int64_t keys) {
   return AttentionKernel::kFlash;
 }
 
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionKernel kernel) {
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
+                     AttentionKernel kernel) {
   switch (kernel) {
     case AttentionKernel::kFlash:
-      return flash(q, k, v);
+      return flash(q, k, v, scale);
     case AttentionKernel::kCudnn:
-      return cudnn(q, k, v);
+      return cudnn(q, k, v, scale);
     case AttentionKernel::kPlain:
       break;
   }
-  return plain(q, k, v);
+  return plain(q, k, v, scale);
 }
 
 }  // namespace lathe::model::cuda

@@ -20,6 +20,7 @@ enum class AttentionKernel { kFlash, kCudnn, kPlain };
 AttentionKernel choose_attention(const at::Tensor& q, int64_t keys);
 
 // q [n, H, K] over k, v [G, m, K], m >= n, as model::attention(). Returns [n, H * K]; differentiable in q, k and v.
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionKernel kernel);
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
+                     AttentionKernel kernel);
 
 }  // namespace lathe::model::cuda

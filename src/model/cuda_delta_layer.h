@@ -1,6 +1,6 @@
 // A gated delta layer between its projections on a GPU, as one node of autograd over four kernels: convolution with
 // SiLU and unit length, the delta rule (cuda_delta_rule.h), and the gated norm; backwards the same.
-// model/delta_layer.cpp does it operation by operation and is the oracle (gpu_delta_layer_test.cpp).
+// model/layers/gated_delta.cpp does it operation by operation and is the oracle (gpu_delta_layer_test.cpp).
 //
 // Only in a build with CUDA.
 // Memory: for the gradient, beside in- and output, 0.5 KB a token and key head and 1.6 KB a token and value head.
@@ -10,7 +10,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "model/layer.h"
+#include "model/layers/gated_delta.h"
 
 namespace lathe::model::cuda {
 

@@ -10,7 +10,7 @@
 
 #include "gpu/device.h"
 #include "model/cuda_delta_layer.h"
-#include "model/layer.h"
+#include "model/layers/gated_delta.h"
 
 namespace lathe::model {
 namespace {

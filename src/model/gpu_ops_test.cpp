@@ -16,6 +16,11 @@
 namespace lathe::model {
 namespace {
 
+// The usual scale of scores, 1 / sqrt(head size).
+double scale_of(const at::Tensor& q) {
+  return 1 / std::sqrt(static_cast<double>(q.size(-1)));
+}
+
 // Opened before anything else of torch runs in this process.
 const Result<c10::Device>& device() {
   static const Result<c10::Device> opened = gpu::open("cuda");
@@ -191,11 +196,12 @@ void compare_attention(const AttentionCase& c, cuda::AttentionKernel kernel, at:
   at::Tensor wide[3], on_device[3];
   for (int i = 0; i < 3; ++i) wide[i] = rounded[i].to(at::kFloat), on_device[i] = rounded[i].to(*device());
   const auto chosen = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-    return cuda::attention(q, k, v, kernel);
+    return cuda::attention(q, k, v, scale_of(q), kernel);
   };
   if (!with_gradient) {
     const at::NoGradGuard no_grad;
-    EXPECT_LT(error(chosen(on_device[0], on_device[1], on_device[2]), attention(wide[0], wide[1], wide[2])),
+    EXPECT_LT(error(chosen(on_device[0], on_device[1], on_device[2]),
+                    attention(wide[0], wide[1], wide[2], scale_of(wide[0]))),
               tolerance(dtype));
     return;
   }
@@ -232,9 +238,9 @@ TEST_F(GpuOps, AttentionReadsACacheInPlace) {
   const auto options = at::TensorOptions().dtype(at::kBFloat16).device(*device());
   const at::Tensor q = at::randn({1024, 8, 128}, options), cache = at::randn({2, 2, 4096, 128}, options);
   const at::Tensor k = cache[0].narrow(1, 0, 2048), v = cache[1].narrow(1, 0, 2048);
-  const at::Tensor expected = cuda::attention(q, k.contiguous(), v.contiguous(), kPlain);
-  EXPECT_LT(error(cuda::attention(q, k, v, kFlash), expected), tolerance(at::kBFloat16));
-  EXPECT_LT(error(cuda::attention(q, k, v, kCudnn), expected), tolerance(at::kBFloat16));
+  const at::Tensor expected = cuda::attention(q, k.contiguous(), v.contiguous(), scale_of(q), kPlain);
+  EXPECT_LT(error(cuda::attention(q, k, v, scale_of(q), kFlash), expected), tolerance(at::kBFloat16));
+  EXPECT_LT(error(cuda::attention(q, k, v, scale_of(q), kCudnn), expected), tolerance(at::kBFloat16));
 }
 
 }  // namespace

@@ -81,7 +81,7 @@ Rotary Model::rotary(std::span<const Run> runs, int64_t rows) const {
 at::Tensor Model::forward(const at::Tensor& ids, std::span<const Run> runs, const LayerTap& tap) const {
   const at::NoGradGuard no_grad;
   const Rotary tables = rotary(runs, ids.size(0));
-  at::Tensor x = at::embedding(embedding_->data, ids);
+  at::Tensor x = embed(ids);
   for (int64_t layer = 0; layer < config_.layers; ++layer) {
     if (tap) tap(layer, x);
     x = decoder_layer({config_, layer, runs, tables, /*sink=*/nullptr}, layers_[layer], x);
@@ -95,9 +95,41 @@ at::Tensor Model::final_normed(const at::Tensor& rows, GradientSink* sink) const
   return rms_norm(rows, *final_norm_, config_.rms_norm_eps, config_.norm, sink);
 }
 
+at::Tensor Model::embed(const at::Tensor& ids) const {
+  const at::NoGradGuard no_grad;
+  at::Tensor x = at::embedding(embedding_->data, ids);
+  if (config_.embedding_multiplier != 1) x.mul_(config_.embedding_multiplier);
+  return x;
+}
+
+void Model::embed_backward(const at::Tensor& ids, const at::Tensor& dx, GradientSink& sink) const {
+  at::Tensor read = ids, rows = dx;
+  if (config_.pad_token) {
+    const at::Tensor kept = ids.ne(*config_.pad_token).nonzero().squeeze(1);
+    read = ids.index_select(0, kept);
+    rows = rows.index_select(0, kept.to(rows.device()));
+  }
+  if (config_.embedding_multiplier != 1) rows = rows * config_.embedding_multiplier;
+  if (read.numel() > 0) sink.lookup(*embedding_, read.to(rows.device()), rows);
+}
+
+at::Tensor Model::unembed(const at::Tensor& normed) const {
+  const at::NoGradGuard no_grad;
+  at::Tensor logits = linear(normed, *head_, nullptr, nullptr);
+  if (config_.logits_divisor != 1) logits.div_(config_.logits_divisor);
+  return logits;
+}
+
+at::Tensor Model::unembed_backward(const at::Tensor& normed, at::Tensor dlogits, GradientSink& sink) const {
+  const at::NoGradGuard no_grad;
+  if (config_.logits_divisor != 1) dlogits.div_(config_.logits_divisor);
+  sink.linear(*head_, normed, dlogits);
+  return at::mm(dlogits, head_->data);
+}
+
 at::Tensor Model::logits(const at::Tensor& rows) const {
   const at::NoGradGuard no_grad;
-  return linear(final_normed(rows, nullptr), *head_, nullptr, nullptr);
+  return unembed(final_normed(rows, nullptr));
 }
 
 at::Tensor Model::live_layer(int64_t layer, const at::Tensor& x, std::span<const Run> runs, const Rotary& tables,

@@ -1,4 +1,7 @@
-// Model: the forward pass of llama, qwen2, qwen3 and qwen3_5, for serving and for teaching, over one WeightStore.
+// Model: the forward pass of every supported family, for serving and for teaching, over one WeightStore.
+//
+// Tokens come in by embed(), go through the layers, and come out by logits() or, teaching, by final_normed(), unembed()
+// and unembed_backward(). Nobody else touches an embedding, a final norm or a head.
 //
 // Rows of several sequences are packed without padding: a batch is a list of runs, each a stretch of rows that
 // continues one sequence. Linear layers see all rows at once; attention and recurrences look at each run with its own
@@ -17,7 +20,8 @@
 #include <vector>
 
 #include "model/config.h"
-#include "model/layer.h"
+#include "model/cost.h"
+#include "model/layers/decoder_layer.h"
 #include "model/sequence_state.h"
 #include "weights/gradient.h"
 #include "weights/weight_store.h"
@@ -47,10 +51,19 @@ class Model {
   // state->length()). ids: [N] int64. Returns the last layer's output [N, D], before the final norm.
   at::Tensor forward(const at::Tensor& ids, std::span<const Run> runs, const LayerTap& tap = nullptr) const;
 
+  // What the first layer reads: ids [N] int64 -> [N, D]. No gradient: embed_backward() takes that of its result.
+  at::Tensor embed(const at::Tensor& ids) const;
+  // dx [N, D], the gradient of embed(ids)'s result; the table's goes to `sink`. Rows that read the padding token have
+  // none (ModelConfig::pad_token).
+  void embed_backward(const at::Tensor& ids, const at::Tensor& dx, weights::GradientSink& sink) const;
+
   // The final norm or, while autograd is on, its teaching twin.
   at::Tensor final_normed(const at::Tensor& rows, weights::GradientSink* sink) const;
-
-  // Logits [n, V], compute dtype, of rows of forward()'s result.
+  // Logits [n, V], compute dtype, of rows that are normed. No gradient: unembed_backward() takes that of its result.
+  at::Tensor unembed(const at::Tensor& normed) const;
+  // dlogits [n, V], overwritten -> the gradient [n, D] of unembed()'s argument; the head's goes to `sink`.
+  at::Tensor unembed_backward(const at::Tensor& normed, at::Tensor dlogits, weights::GradientSink& sink) const;
+  // Both: logits [n, V] of rows of forward()'s result.
   at::Tensor logits(const at::Tensor& rows) const;
 
   // Teaching: one layer on live rows x [N, D] with autograd on. Each run continues its state, a constant taken at
@@ -59,15 +72,13 @@ class Model {
                         weights::GradientSink& sink) const;
   Rotary rotary(std::span<const Run> runs, int64_t rows) const;
 
-  const weights::Parameter& embedding() const { return *embedding_; }
-  const weights::Parameter& final_norm() const { return *final_norm_; }
-  const weights::Parameter& head() const { return *head_; }  // the embedding itself when tied
+  Cost cost() const { return Cost(config_, options().dtype().itemsize()); }
 
  private:
   ModelConfig config_;
   std::vector<LayerParameters> layers_;
-  const weights::Parameter *embedding_, *final_norm_, *head_;
-  at::Tensor inverse_frequencies_;  // [rotary_dim / 2] fp32
+  const weights::Parameter *embedding_, *final_norm_, *head_;  // the head is the embedding itself when tied
+  at::Tensor inverse_frequencies_;                             // [rotary_dim / 2] fp32
 };
 
 // What config.json and generation_config.json of a model directory say.

@@ -181,17 +181,17 @@ at::Tensor silu_mul(const at::Tensor& gate_up) {
   return at::silu(gate_up.narrow(-1, 0, inner)) * gate_up.narrow(-1, inner, inner);
 }
 
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   if constexpr (gpu::kBuilt) {
-    if (cuda::can_run(q)) return cuda::attention(q, k, v, cuda::choose_attention(q, k.size(1)));
+    if (cuda::can_run(q)) return cuda::attention(q, k, v, scale, cuda::choose_attention(q, k.size(1)));
   }
-  if (cpu::can_attend(q)) return cpu::attention(q, k, v);
+  if (cpu::can_attend(q)) return cpu::attention(q, k, v, scale);
   const int64_t n = q.size(0), m = k.size(1);
   std::optional<at::Tensor> mask;
   if (n > 1 && n != m) mask = at::ones({n, m}, q.options().dtype(at::kBool)).tril_(m - n);
   const at::Tensor out = at::scaled_dot_product_attention(
       q.transpose(0, 1).unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), mask, /*dropout_p=*/0.0,
-      /*is_causal=*/n > 1 && n == m, /*scale=*/std::nullopt, /*enable_gqa=*/q.size(1) != k.size(0));
+      /*is_causal=*/n > 1 && n == m, scale, /*enable_gqa=*/q.size(1) != k.size(0));
   return out.squeeze(0).transpose(0, 1).reshape({n, -1});
 }
 

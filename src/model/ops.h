@@ -38,9 +38,9 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 at::Tensor silu_mul(const at::Tensor& gate_up);
 
 // Causal attention of q [n, H, K] over k, v [G, m, K], m >= n: query i sees keys 0 .. m - n + i (aligned bottom-right;
-// the is_causal flag of scaled_dot_product_attention is aligned top-left and would be wrong here). Scale 1/sqrt(K),
-// soft-max in fp32. Returns [n, H * K].
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
+// the is_causal flag of scaled_dot_product_attention is aligned top-left and would be wrong here). `scale` multiplies
+// scores; soft-max in fp32. Returns [n, H * K].
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale);
 
 // Of logits [n, V] and targets [n] int64 on the same device.
 struct SoftMaxStatistics {

@@ -14,25 +14,10 @@ namespace lathe::train {
 namespace {
 
 bool keeps_activations(const model::Model& model, const Batch& batch, const PassLimits& limits) {
-  const auto element = static_cast<int64_t>(model.options().dtype().itemsize());
-  return has_single_runs(batch) && batch.live_rows * activation_bytes(model.config(), element) <= limits.kept_bytes;
+  return has_single_runs(batch) && batch.live_rows * model.cost().activations() <= limits.kept_bytes;
 }
 
 }  // namespace
-
-// Inputs and outputs of linear layers, and what stands between them; a recurrence keeps its own in fp32.
-int64_t activation_bytes(const model::ModelConfig& c, int64_t element) {
-  int64_t elements = 0;
-  for (int64_t layer = 0; layer < c.layers; ++layer) {
-    elements += 6 * c.hidden_size + 3 * c.intermediate_size;
-    if (c.mixer(layer) == model::Mixer::kAttention) {
-      elements += 2 * (c.heads + 2 * c.kv_heads) * c.head_dim + (c.attention_gate ? 4 : 1) * c.heads * c.head_dim;
-    } else {
-      elements += 8 * c.delta.channels() + 6 * c.delta.values();
-    }
-  }
-  return elements * element;
-}
 
 BackwardPass::BackwardPass(const model::Model& model, const Batch& batch, const PassLimits& limits)
     : model_(model), batch_(batch), layer_(model.config().layers) {
@@ -87,15 +72,8 @@ void BackwardPass::next_layer(weights::GradientSink& sink) {
   dx_ = torch::autograd::grad({y}, {x}, {dx_})[0];
 }
 
-// Rows that read the padding token get no gradient (ModelConfig::pad_token).
 void BackwardPass::embedding(weights::GradientSink& sink) {
-  at::Tensor ids = batch_.live_ids, rows = dx_;
-  if (model_.config().pad_token) {
-    const at::Tensor kept = ids.ne(*model_.config().pad_token).nonzero().squeeze(1);
-    ids = ids.index_select(0, kept);
-    rows = rows.index_select(0, kept.to(rows.device()));
-  }
-  if (ids.numel() > 0) sink.lookup(model_.embedding(), ids.to(rows.device()), rows);
+  model_.embed_backward(batch_.live_ids, dx_, sink);
 }
 
 double backward(const model::Model& model, const Batch& batch, const PassLimits& limits, weights::GradientSink& sink,

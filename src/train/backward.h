@@ -21,9 +21,6 @@ struct PassLimits {
   int64_t kept_bytes = 0;
 };
 
-// What autograd keeps of one live row in all layers, about. `element`: bytes of the compute dtype.
-int64_t activation_bytes(const model::ModelConfig& config, int64_t element);
-
 // The pass in stages, for those who do something between them. A stage hands its gradients to the sink it is given:
 // those of parameters that belong to that stage alone are then complete. A tied table gets gradients from loss() and
 // from embedding(). The weights of a finished layer may be changed: later stages do not read them.

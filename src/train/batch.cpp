@@ -169,7 +169,7 @@ LiveForward forward_context(const model::Model& model, const Batch& batch, int64
   LiveForward out;
   for (const LiveRun& live : batch.live) out.states.push_back(std::move(walk.states[live.sequence]));
   add_runs(batch, out);
-  out.inputs = {at::embedding(model.embedding().data, batch.live_ids.to(model.options().device()))};
+  out.inputs = {model.embed(batch.live_ids.to(model.options().device()))};
   return out;
 }
 

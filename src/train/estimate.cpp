@@ -43,37 +43,10 @@ int64_t largest_parameter(const weights::WeightStore& store) {
   return largest;
 }
 
-int64_t attention_layers(const model::ModelConfig& config) {
-  int64_t count = 0;
-  for (int64_t layer = 0; layer < config.layers; ++layer) count += config.mixer(layer) == model::Mixer::kAttention;
-  return count;
-}
-
-// Keys and values of all rows; a recurrent state per sequence and, as a snapshot, per live run.
-int64_t context_bytes(const model::ModelConfig& config, const PassSize& pass, int64_t element) {
-  const int64_t attending = attention_layers(config), recurrent = config.layers - attending;
-  const model::DeltaConfig& delta = config.delta;
-  const int64_t keys = attending * pass.rows * 2 * config.kv_heads * config.head_dim * element;
-  const int64_t state = delta.values() * delta.key_dim * 4 + delta.channels() * delta.kernel * element;
-  return keys + recurrent * 2 * pass.sequences * state;
-}
-
-// One layer at `rows` rows: what its output is made from. With `graph` also what autograd keeps and their gradients.
-int64_t layer_bytes(const model::ModelConfig& config, const PassSize& pass, int64_t rows, int64_t element, bool graph) {
-  const int64_t d = config.hidden_size, inner = config.intermediate_size;
-  const int64_t attention = (config.heads * (config.attention_gate ? 2 : 1) + 2 * config.kv_heads) * config.head_dim;
-  const int64_t recurrent = config.has_delta() ? config.delta.channels() + 2 * config.delta.values() : 0;
-  const int64_t mixer = std::max(attention, recurrent);
-  if (!graph) return rows * ((3 * d + 2 * mixer + 3 * inner) * element + d * 4);
-  // The mask of attention, and its fp32 twin: a query of the longest sequence at a time sees so many keys.
-  const int64_t mask = std::min(rows, pass.longest) * pass.longest * (1 + element);
-  return rows * ((10 * d + 5 * mixer + 8 * inner) * element + 4 * d * 4) + mask;
-}
-
 // Log-probabilities and their gradient in fp32, and logits twice, of one slice of rows.
 int64_t slice_bytes(const model::ModelConfig& config, int64_t graded, int64_t element) {
-  const int64_t rows = std::min(graded, slice_rows(config));
-  return rows * config.vocab_size * (2 * 4 + 2 * element);
+  return std::min(graded, slice_rows(config)) *
+         (2 * model::Cost(config, 4).logits() + 2 * model::Cost(config, element).logits());
 }
 
 // oneDNN multiplies bf16 from a copy of the weight in its own order.
@@ -88,9 +61,10 @@ struct Gradients {
 
 Gradients gradient_bytes(const model::ModelConfig& config, const weights::WeightStore& store,
                          const RunSettings& settings, const PassSize& step, int64_t element) {
-  const int64_t head = step.graded * (config.vocab_size + config.hidden_size) * element;
+  const model::Cost cost(config, element);
+  const int64_t head = step.graded * cost.head_factors();
   const int64_t layers = step.live_rows * factor_numbers(store) * element;
-  const int64_t embedding = step.live_rows * config.hidden_size * element;
+  const int64_t embedding = step.live_rows * cost.embedding_factors();
   const bool adam = settings.optimizer.method == optim::Method::kAdamW;
   const int64_t tiles = at::get_num_threads() * settings.optimizer.tile_elements * 4;
   switch (settings.step.gradients) {
@@ -98,7 +72,7 @@ Gradients gradient_bytes(const model::ModelConfig& config, const weights::Weight
       return {matrix_elements(store) * 4, tiles};
     case GradientPath::kStreaming:
       // Head and embedding wait for each other, as factors or as one dense matrix; a layer and its largest part.
-      return {std::min(head + embedding, config.vocab_size * config.hidden_size * int64_t{4}),
+      return {std::min(head + embedding, cost.dense_table()),
               layers / config.layers + largest_parameter(store) * element + tiles};
     case GradientPath::kFactored:
       break;
@@ -151,18 +125,19 @@ double operations(const model::ModelConfig& config, const weights::WeightStore& 
   for (const weights::Parameter& parameter : store.parameters()) {
     if (is_matrix(parameter) && !parameter.vocabulary) layers += static_cast<double>(parameter.data.numel());
   }
-  const auto head = static_cast<double>(config.vocab_size * config.hidden_size);
+  const model::Cost cost(config, element_bytes(store));
   const auto rows = static_cast<double>(pass.rows), live = static_cast<double>(pass.live_rows),
              graded = static_cast<double>(pass.graded);
-  const auto width = static_cast<double>(config.heads * config.head_dim * attention_layers(config));
   // Attention: queries times keys and weights times values, each two per pair forward; 2.5 times that backward.
-  return 2 * layers * (rows + 2 * live) + 6 * head * graded + 4 * width * (pass.pairs + 2.5 * pass.live_pairs);
+  return 2 * layers * (rows + 2 * live) + cost.head_operations() * graded +
+         cost.attention_operations() * (pass.pairs + 2.5 * pass.live_pairs);
 }
 
 MemoryEstimate estimate_memory(const model::ModelConfig& config, const weights::WeightStore& store,
                                const RunSettings& settings, const Dataset& training, const RunPlan& plan,
                                int64_t program) {
   const int64_t element = element_bytes(store);
+  const model::Cost cost(config, element);
   const MemoryEstimate standing{.program = program + kLibraries,
                                 .weights = store.byte_count(),
                                 .optimizer = optim::Optimizer(store, settings.optimizer).full_bytes(),
@@ -182,19 +157,19 @@ MemoryEstimate estimate_memory(const model::ModelConfig& config, const weights::
       const int64_t before = gradient_bytes(config, store, settings, step, element).kept;
       step += pass;
       const Gradients gradients = gradient_bytes(config, store, settings, step, element);
-      const int64_t context = context_bytes(config, pass, element);
-      const int64_t kept = pass.live_rows * activation_bytes(config, element);
+      const int64_t context = cost.context(pass.rows, pass.sequences);
+      const int64_t kept = pass.live_rows * cost.activations();
       const bool keep = pass.live_runs <= pass.sequences && kept <= limits.kept_bytes;
-      const int64_t inputs = keep ? kept : (config.layers + 1) * pass.live_rows * config.hidden_size * element;
+      const int64_t inputs = keep ? kept : pass.live_rows * cost.layer_inputs();
       const int64_t chunk = std::min(keep ? pass.rows - pass.live_rows : pass.rows, limits.chunk_rows);
-      const int64_t head = pass.graded * (config.vocab_size + config.hidden_size) * element;
+      const int64_t head = pass.graded * cost.head_factors();
       // Forward; the loss; the first layer's backward pass, when all gradients of layers are there.
-      consider(context, inputs + layer_bytes(config, pass, chunk, element, false) + product, before);
+      consider(context, inputs + cost.layer(chunk, pass.longest, /*graph=*/false) + product, before);
       consider(context, inputs + slice_bytes(config, pass.graded, element) + product, before + head);
       const bool streaming = settings.step.gradients == GradientPath::kStreaming;
       consider(context,
                (streaming ? inputs : inputs / config.layers) +
-                   layer_bytes(config, pass, pass.live_rows, element, true) + product,
+                   cost.layer(pass.live_rows, pass.longest, /*graph=*/true) + product,
                gradients.kept + (streaming ? gradients.commit : 0));
     }
     const Gradients gradients = gradient_bytes(config, store, settings, step, element);

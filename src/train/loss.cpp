@@ -153,13 +153,11 @@ LossGradient loss_gradient(const model::Model& model, const GradedRows& graded, 
     }
     const at::NoGradGuard no_grad;
     const at::Tensor h_value = h.detach();
-    const at::Tensor logits = model::linear(h_value, model.head(), nullptr, nullptr);
+    const at::Tensor logits = model.unembed(h_value);
     const LogitGradient gradient = in_place(model, objective) ? logit_gradient_(logits, range, objective, all)
                                                               : logit_gradient(logits, range, objective, all);
     out.loss += gradient.loss;
-    const at::Tensor& dlogits = gradient.dlogits;
-    sink.linear(model.head(), h_value, dlogits);
-    const at::Tensor dh = at::mm(dlogits, model.head().data);
+    const at::Tensor dh = model.unembed_backward(h_value, gradient.dlogits, sink);
     out.dx.index_copy_(0, range.of(graded.rows).to(x.device()), torch::autograd::grad({h}, {leaf}, {dh})[0]);
   }
   return out;

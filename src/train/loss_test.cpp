@@ -55,6 +55,11 @@ class Loss : public ::testing::Test {
     x_ = forward_live(model_, batch_, 1024, false).inputs.back();
   }
 
+  const weights::Parameter& final_norm() const { return loaded_.store->parameter("model.norm.weight"); }
+  const weights::Parameter& head() const {
+    return loaded_.store->parameter(model_.config().tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
+  }
+
   // log p of all graded rows [r, V] fp64 as a function of x, norm and head, whose gradients autograd then knows.
   struct Whole {
     at::Tensor x, norm, head, log_p;
@@ -62,7 +67,7 @@ class Loss : public ::testing::Test {
   Whole whole_log_p() const {
     const at::AutoGradMode with_grad(true);
     const auto leaf = [](const at::Tensor& t) { return t.detach().to(at::kDouble).requires_grad_(); };
-    Whole w{.x = leaf(x_), .norm = leaf(model_.final_norm().data), .head = leaf(model_.head().data)};
+    Whole w{.x = leaf(x_), .norm = leaf(final_norm().data), .head = leaf(head().data)};
     const at::Tensor rows = w.x.index_select(0, graded_.rows);
     const at::Tensor h = rows * (rows.square().mean(1, true) + model_.config().rms_norm_eps).rsqrt() * w.norm;
     w.log_p = at::log_softmax(at::mm(h, w.head.t()), -1);
@@ -80,9 +85,9 @@ class Loss : public ::testing::Test {
     EXPECT_NEAR(loss_value(model_, graded_, x_, objective, divisor), got.loss, 1e-9);
     const auto gradients = torch::autograd::grad({expected}, {whole.x, whole.norm, whole.head});
     EXPECT_LT(relative(got.dx, gradients[0]), 1e-5);
-    EXPECT_LT(relative(set.vectors[model_.final_norm().id], gradients[1]), 1e-5);
-    const weights::MatrixGradient& head = set.matrices[model_.head().id];
-    EXPECT_LT(relative(at::mm(at::cat(head.dy).t(), at::cat(head.x)), gradients[2]), 1e-5);
+    EXPECT_LT(relative(set.vectors[final_norm().id], gradients[1]), 1e-5);
+    const weights::MatrixGradient& of_head = set.matrices[head().id];
+    EXPECT_LT(relative(at::mm(at::cat(of_head.dy).t(), at::cat(of_head.x)), gradients[2]), 1e-5);
   }
 
   // References as if the model had been another: what it says of slightly different inputs.
@@ -323,7 +328,7 @@ TEST_F(Head, RowsThatDependOnEachOtherMayBeInDifferentSlices) {
   const at::AutoGradMode with_grad(true);
   const at::Tensor x = x_.detach().requires_grad_();
   const at::Tensor h = x * (x.square().mean(1, true) + model_->config().rms_norm_eps).rsqrt();
-  const at::Tensor logits = at::mm(h, model_->head().data.t());
+  const at::Tensor logits = at::mm(h, store_.parameter("model.embed_tokens.weight").data.t());
   const at::Tensor log_p = logits.gather(1, graded_.targets.unsqueeze(1)).squeeze(1) - at::logsumexp(logits, 1);
   const at::Tensor rejected = graded_.sequences.eq(1);
   const at::Tensor margin = 0.01 * ((log_p * rejected.logical_not()).sum() + 200 - (log_p * rejected).sum() - 900);

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "io/env.h"
+#include "model/test_golden.h"
 #include "train/backward.h"
 #include "train/dpo.h"
 #include "train/kl.h"
@@ -188,7 +189,7 @@ std::string name_of(const ::testing::TestParamInfo<Case>& test) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, Properties,
-                         ::testing::Combine(::testing::Values("llama", "qwen2", "qwen3", "qwen3_5"),
+                         ::testing::Combine(::testing::ValuesIn(model::kGoldenFamilies),
                                             ::testing::Values("sft", "dpo", "kl"),
                                             ::testing::Values(data::ContextMode::kFrozen, data::ContextMode::kExact)),
                          name_of);

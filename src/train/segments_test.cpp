@@ -7,6 +7,7 @@
 #include <random>
 
 #include "io/env.h"
+#include "model/test_golden.h"
 #include "train/backward.h"
 #include "train/objective.h"
 
@@ -47,13 +48,21 @@ class Segments : public ::testing::TestWithParam<const char*> {
     return out;
   }
 
-  static void expect_sum(const Gradients& whole, const Gradients& a, const Gradients& b) {
+  // Every parameter has a gradient, and none is zero throughout: what is compared below is there.
+  void expect_all_parameters(const Gradients& gradients) const {
+    ASSERT_EQ(gradients.size(), loaded_.store->parameters().size());
+    for (const auto& [name, g] : gradients) EXPECT_GT(g.norm().item<double>(), 0) << name;
+  }
+  void expect_sum(const Gradients& whole, const Gradients& a, const Gradients& b) const {
+    expect_all_parameters(whole);
     for (const auto& [name, g] : whole) {
       const at::Tensor sum = a.at(name) + b.at(name);
       EXPECT_LT(((g - sum).norm() / sum.norm()).item<double>(), 1e-5) << name;
     }
   }
-  static void expect_same(const Gradients& a, const Gradients& b) {
+  void expect_same(const Gradients& a, const Gradients& b) const {
+    expect_all_parameters(a);
+    ASSERT_EQ(a.size(), b.size());
     for (const auto& [name, g] : a) EXPECT_LT(((g - b.at(name)).norm() / g.norm()).item<double>(), 1e-5) << name;
   }
 
@@ -96,7 +105,7 @@ TEST_P(Segments, KeptActivationsAreThoseThatARunAgainMakes) {
   expect_same(gradients({example(95, 1, both)}), gradients({example(95, 1, both)}, {.kept_bytes = kAll}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Segments, ::testing::Values("llama", "qwen2", "qwen3", "qwen3_5"));
+INSTANTIATE_TEST_SUITE_P(Golden, Segments, ::testing::ValuesIn(model::kGoldenFamilies));
 
 }  // namespace
 }  // namespace lathe::train

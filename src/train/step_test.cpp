@@ -19,8 +19,7 @@ using optim::Method;
 using optim::OptimizerConfig;
 
 model::ModelConfig small_config(bool tied) {
-  model::ModelConfig c{.architecture = model::Architecture::kQwen3,
-                       .vocab_size = 301,
+  model::ModelConfig c{.vocab_size = 301,
                        .hidden_size = 24,
                        .intermediate_size = 40,
                        .layers = 3,

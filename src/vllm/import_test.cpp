@@ -8,6 +8,7 @@
 #include "delta/model_dir.h"
 #include "io/env.h"
 #include "model/model.h"
+#include "model/test_golden.h"
 #include "vllm/import.h"
 #include "vllm/names.h"
 
@@ -118,7 +119,7 @@ TEST_P(Import, WritingAPartWritesTheEnginesMemory) {
   EXPECT_EQ(static_cast<int64_t>(differing(engine, *store).size()), store->part_count());
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Import, ::testing::Values("llama", "qwen2", "qwen3", "qwen3_5"),
+INSTANTIATE_TEST_SUITE_P(All, Import, ::testing::ValuesIn(model::kGoldenFamilies),
                          [](const auto& kind) { return std::string(kind.param); });
 
 TEST(ImportNames, AWrappersTextModel) {
@@ -171,7 +172,7 @@ TEST(ImportRefuses, AnotherDtype) {
 // Ties are told by place, whatever the configuration says.
 TEST(ImportRefuses, AHeadThatIsTiedOnOneSideOnly) {
   bool tied_seen = false, untied_seen = false;
-  for (const char* golden : {"llama", "qwen2", "qwen3", "qwen3_5"}) {
+  for (const char* golden : model::kGoldenFamilies) {
     Engine engine(golden);
     ServedTensor head = engine.tensor("model.embed_tokens.weight");
     if (engine.config.tie_embeddings) {

@@ -7,6 +7,8 @@
 //   out_proj (norm(o) * silu(z))
 //
 // On a GPU everything between the projections is a few kernels of its own (cuda_delta_layer.h) where they can run it.
+#include "model/layers/gated_delta.h"
+
 #include <ATen/ATen.h>
 
 #include <atomic>
@@ -15,7 +17,7 @@
 #include "base/log.h"
 #include "model/delta_ops.h"
 #include "model/delta_rule.h"
-#include "model/layer.h"
+#include "model/layers/specs.h"
 #include "model/ops.h"
 #ifdef LATHE_CUDA
 #include "model/cuda_delta_layer.h"
@@ -88,6 +90,32 @@ at::Tensor between_projections(const Pass& pass, const DeltaParameters& p, const
 
 }  // namespace
 
+void add_delta_specs(const ModelConfig& c, const std::string& p, std::vector<weights::ParameterSpec>& specs) {
+  const int64_t d = c.hidden_size;
+  const DeltaConfig& delta = c.delta;
+  specs.push_back({p + "in_proj_qkvz.weight",
+                   {{p + "in_proj_qkv.weight", {delta.channels(), d}}, {p + "in_proj_z.weight", {delta.values(), d}}}});
+  specs.push_back(
+      {p + "in_proj_ba.weight",
+       {{p + "in_proj_b.weight", {delta.value_heads, d}}, {p + "in_proj_a.weight", {delta.value_heads, d}}}});
+  specs.push_back(single(p + "conv1d.weight", {delta.channels(), 1, delta.kernel}));
+  specs.push_back(single(p + "A_log", {delta.value_heads}));
+  specs.push_back(single(p + "dt_bias", {delta.value_heads}));
+  specs.push_back(single(p + "norm.weight", {delta.value_dim}));
+  specs.push_back(single(p + "out_proj.weight", {d, delta.values()}));
+}
+
+DeltaParameters find_delta(const std::string& p, const weights::WeightStore& store) {
+  const auto get = [&](const char* name) { return &store.parameter(p + name); };
+  return {.qkvz = get("in_proj_qkvz.weight"),
+          .ba = get("in_proj_ba.weight"),
+          .conv = get("conv1d.weight"),
+          .a_log = get("A_log"),
+          .dt_bias = get("dt_bias"),
+          .norm = get("norm.weight"),
+          .output = get("out_proj.weight")};
+}
+
 at::Tensor delta_mixer(const Pass& pass, const DeltaParameters& p, const at::Tensor& h) {
   const DeltaConfig& c = pass.config.delta;
   const at::Tensor qkvz = linear(h, *p.qkvz, nullptr, pass.sink), ba = linear(h, *p.ba, nullptr, pass.sink);
@@ -104,6 +132,18 @@ at::Tensor delta_mixer(const Pass& pass, const DeltaParameters& p, const at::Ten
         "taps");
 #endif
   return linear(between_projections(pass, p, qkvz, beta, g), *p.output, nullptr, pass.sink);
+}
+
+int64_t delta_row(const ModelConfig& c) {
+  return c.delta.channels() + 2 * c.delta.values();
+}
+
+int64_t delta_kept(const ModelConfig& c) {
+  return 8 * c.delta.channels() + 6 * c.delta.values();
+}
+
+int64_t delta_state_bytes(const ModelConfig& c, int64_t element) {
+  return c.delta.values() * c.delta.key_dim * 4 + c.delta.channels() * c.delta.kernel * element;
 }
 
 }  // namespace lathe::model
