@@ -91,7 +91,7 @@ class Checker:
     def check_path(self, page, place, word, alone):
         """`word` if it is meant as a file or folder of the repository. Only `alone`, without a command around it, may it start at src/."""
         word = re.sub(r":\d+$", "", word)
-        if not PATH.match(word) or "..." in word:
+        if not PATH.match(word) or "..." in word or re.search(r"\bNAME\b", word):  # NAME: the reader's own
             return
         first = word.split("/")[0]
         ours = first in FOLDERS or (alone and first in self.modules | {"..", "decisions", "formats", "protocols", "research"})
@@ -157,7 +157,7 @@ def self_test():
         "apps/lathe/commands.h": "Run add_serve(CLI::App& app);\n// --port\n",
         "docs/here.md": "# A heading, `here`\n",
         "docs/page.md": "[ok](here.md) [ok](here.md#a-heading-here) `src/model/layer.h` `model/layer` `here.md` `make build` `lathe serve MODEL --port 1`\n"
-                        "`--port` `rsync --archive` `POST /v1/learn` `config.json` `lathe training state 1`\n"
+                        "`--port` `rsync --archive` `POST /v1/learn` `config.json` `src/NAME.cpp` `lathe training state 1`\n"
                         "[gone](gone.md)\n[gone](here.md#gone)\n`model/gone.cpp`\n`make gone`\n`lathe gone`\n`lathe serve --gone`\n`--gone`\n`GET /v1/gone`\n"
                         "```\nmake gone\nrsync --archive\nlathe serve   # --gone\n```\n",
     }

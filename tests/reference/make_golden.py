@@ -35,7 +35,7 @@ def main():
     config = kind(**SIZES, **facts, initializer_range=0.15)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     generator = torch.Generator().manual_seed(11)
