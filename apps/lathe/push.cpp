@@ -40,7 +40,7 @@ Result<history::CopyState> push_remote(io::Env& env, const Options& options) {
   }
   const history::CopyState state = copy.state();
   LATHE_TRY(copy.finish());
-  if (state.root != history.head().state.root()) return internal("the copy did not come to the same root");
+  if (state.root != history.head().state.root()) return internal("the copy did not arrive at the same root");
   LATHE_TRY(history::record_pushed(env, history.paths(), options.destination, history.head().version));
   return state;
 }
@@ -89,7 +89,7 @@ Run add_push(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "The model directory; its server may be running")->required();
   app.add_option("DEST", options->destination,
-                 "The copy: a directory, made whole if it does not exist, or HOST:DIRECTORY over ssh")
+                 "The copy: a directory, created if it does not exist, or HOST:DIRECTORY over ssh")
       ->required();
   app.add_option("--ssh", options->ssh, "The ssh program")->envname("LATHE_SSH")->capture_default_str();
   app.add_option("--remote-lathe", options->remote_lathe, "The lathe program there")->capture_default_str();

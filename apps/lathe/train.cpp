@@ -56,7 +56,7 @@ void print_outcome(const TrainOptions& options, const train::RunOutcome& outcome
     std::printf("the run was complete: %s holds its result, version %ld\n", directory,
                 static_cast<long>(outcome.version));
   } else if (outcome.steps > 0) {
-    std::printf("interrupted after %ld of %ld steps: %s is unchanged; the same command with --resume goes on\n",
+    std::printf("interrupted after %ld of %ld steps: %s is unchanged; the same command with --resume continues\n",
                 static_cast<long>(outcome.steps), static_cast<long>(planned), directory);
   } else {
     std::printf("interrupted before the first step: %s is unchanged\n", directory);
@@ -79,7 +79,7 @@ Status restore_optimizer(io::Env& env, const std::string& directory, optim::Opti
   const auto* state = reader ? reader->find_attachment(history::kOptimizerName) : nullptr;
   if (!state) {
     return not_found("version " + std::to_string(history.head().version) + " of " + directory +
-                     " has no optimizer state to go on with; leave out --keep-optimizer");
+                     " has no optimizer state to continue with; omit --keep-optimizer");
   }
   const std::string bytes = LATHE_TRY(reader->attachment_text(*state, uint64_t{1} << 40));
   return optimizer.restore(LATHE_TRY(optim::read_state(std::as_bytes(std::span(bytes)))));

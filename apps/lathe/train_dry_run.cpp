@@ -135,13 +135,13 @@ void print(const TrainOptions& options, const Forecast& f) {
   std::printf("memory      about %.0f MiB at the peak; %.0f MiB are available now%s\n", mebibytes(f.memory.total()),
               mebibytes(f.available),
               f.available > 0 && f.memory.total() > f.available
-                  ? ": too few. Less are needed with a smaller --batch or --max-tokens, or --gradients streaming"
+                  ? ": too little. A smaller --batch or --max-tokens, or --gradients streaming, needs less"
                   : "");
   for (const Line& line : lines_of(f.memory)) {
     if (line.bytes > 0) std::printf("            %8.1f MiB  %s\n", mebibytes(line.bytes), line.name);
   }
   if (f.seconds_left)
-    std::printf("time        about %s more, as the unfinished run went\n", duration(*f.seconds_left).c_str());
+    std::printf("time        about %s more, at the speed of the unfinished run\n", duration(*f.seconds_left).c_str());
   std::printf("time        at least %s: %.3g operations, of which this machine's matrix products do %.3g a second\n",
               duration(f.operations / f.operations_per_second).c_str(), f.operations, f.operations_per_second);
   std::puts("Nothing was changed.");

@@ -22,11 +22,11 @@ void add_data_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--accumulate", plan.accumulate, "Micro-batches per step")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  app.add_option("--epochs", plan.epochs, "Times through the data")->check(CLI::Range(1, 10000))->capture_default_str();
+  app.add_option("--epochs", plan.epochs, "Passes over the data")->check(CLI::Range(1, 10000))->capture_default_str();
   app.add_option("--max-steps", plan.max_steps, "Stop after this many; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--seed", plan.seed, "Of order, projections and rounding")->capture_default_str();
+  app.add_option("--seed", plan.seed, "Seed of data order, projections and rounding")->capture_default_str();
 }
 
 void add_objective_options(CLI::App& app, TrainOptions& o) {
@@ -34,13 +34,13 @@ void add_objective_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--method", o.method, "sft: supervised fine-tuning; dpo: direct preference optimisation on pairs")
       ->check(CLI::IsMember({"sft", "dpo"}))
       ->capture_default_str();
-  app.add_option("--beta", objective.beta, "Of dpo: how strongly the reference holds")
+  app.add_option("--beta", objective.beta, "dpo: how strongly the model is held to the reference")
       ->check(CLI::Range(1e-6, 1e3))
       ->capture_default_str();
-  app.add_option("--kl", objective.kl, "Of sft: coefficient of the KL to the weights the run begins with; 0: none")
+  app.add_option("--kl", objective.kl, "sft: coefficient of the KL divergence from the initial weights; 0: none")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
-  app.add_option("--kl-tokens", objective.kl_tokens, "Of --kl: most probable tokens stored per graded token")
+  app.add_option("--kl-tokens", objective.kl_tokens, "--kl: most probable tokens stored per graded token")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
   app.add_option("--context", o.context, "frozen: no gradient through context; exact: through everything")
@@ -54,7 +54,7 @@ void add_optimizer_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--lr", schedule.peak, "Learning rate, as for AdamW")
       ->check(CLI::Range(1e-9, 1.0))
       ->capture_default_str();
-  app.add_option("--schedule", o.schedule, "Of the learning rate, after the warm-up: constant, linear or cosine")
+  app.add_option("--schedule", o.schedule, "Learning rate after the warm-up: constant, linear or cosine")
       ->check(CLI::IsMember({"constant", "linear", "cosine"}))
       ->capture_default_str();
   app.add_option("--warmup", schedule.warmup_steps, "Steps in which the learning rate rises to --lr")
@@ -66,7 +66,7 @@ void add_optimizer_options(CLI::App& app, TrainOptions& o) {
   app.add_option("--optimizer", o.optimizer, "apollo_mini, apollo, adamw or sgd")
       ->check(CLI::IsMember({"apollo_mini", "apollo", "adamw", "sgd"}))
       ->capture_default_str();
-  app.add_option("--rank", o.rank, "Of APOLLO's projection; default 1 for apollo_mini, 128 for apollo")
+  app.add_option("--rank", o.rank, "Rank of APOLLO's projection; default 1 for apollo_mini, 128 for apollo")
       ->check(CLI::PositiveNumber);
   app.add_option("--scale", o.scale, "Square of APOLLO's scale factor; default: such that --lr means AdamW's")
       ->check(CLI::PositiveNumber);
@@ -74,11 +74,12 @@ void add_optimizer_options(CLI::App& app, TrainOptions& o) {
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--rounding", o.rounding,
-                 "Of bf16 weights: stochastic; nearest; or, for studies on a CPU, shadow: fp32 copies take the updates")
+                 "Rounding of bf16 weights: stochastic; nearest; or, for studies on a CPU, shadow: fp32 copies take "
+                 "the updates")
       ->check(CLI::IsMember({"stochastic", "nearest", "shadow"}))
       ->capture_default_str();
   app.add_option("--gradients", o.gradients,
-                 "factored: as factors, memory grows with graded tokens; streaming: written layer by layer; dense: 4 "
+                 "factored: memory grows with graded tokens; streaming: each layer is updated in turn; dense: 4 "
                  "bytes per weight")
       ->check(CLI::IsMember({"factored", "streaming", "dense"}))
       ->capture_default_str();
@@ -104,16 +105,16 @@ void add_run_options(CLI::App& app, TrainOptions& o) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   auto* resume = app.add_flag("--resume", o.resume, "Continue an unfinished run where its last saved state left it");
-  app.add_flag("--restart", o.restart, "Discard an unfinished run and begin anew")->excludes(resume);
+  app.add_flag("--restart", o.restart, "Discard an unfinished run and start over")->excludes(resume);
   app.add_flag("--keep-optimizer", o.keep_optimizer,
-               "Begin with the optimizer state that the last finished `lathe train` left, instead of none");
+               "Begin with the optimizer state of the last finished `lathe train` instead of none");
   app.add_flag("--materialize", o.run.materialize, "Replace shards that are symbolic links by copies");
   app.add_option("--device", o.device, "auto (a GPU if there is one), cpu, cuda or cuda:N")
       ->envname("LATHE_DEVICE")
       ->capture_default_str();
   app.add_option("--report", o.report, "Write loss.csv, tensors.csv, loss.svg and loss.png into this directory")
       ->check(CLI::Validator([](std::string& path) { return path.empty() ? "a directory is needed" : ""; }, "DIR"));
-  app.add_flag("--dry-run", o.dry_run, "Only say what would be trained, and what memory and time it would take");
+  app.add_flag("--dry-run", o.dry_run, "Only print what would be trained, and what memory and time it would take");
   app.add_flag("--quiet", o.quiet, "No progress bar");
   app.add_flag("--verbose", o.verbose, "A line per step, with the share of this machine's measured limit");
   app.add_flag("--json", o.json, "The outcome as one JSON object on standard output");

@@ -37,7 +37,7 @@ class TrainProgress final : public train::RunObserver {
   StepLimits limits_;
   int64_t steps_, at_begin_;
   bool terminal_;
-  bool open_ = false;  // the cursor stands behind a line that will be rewritten
+  bool open_ = false;  // the cursor is at the end of a line that will be rewritten
   double seconds_ = 0;
   int64_t tokens_ = 0;
   std::optional<double> evaluation_;

@@ -39,7 +39,7 @@ def other_side(delta, tile, known, forward=True):
     except Corrupt as error:
         raise Corrupt(f"{delta.describe(tile)}: {error}") from None
     if hash_tile(out) != reached:
-        raise Corrupt(f"the delta of {delta.describe(tile)} does not lead to the bytes that it promises")
+        raise Corrupt(f"the delta of {delta.describe(tile)} does not produce the bytes that it promises")
     return out
 
 

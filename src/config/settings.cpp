@@ -130,9 +130,9 @@ std::vector<Setting> server_settings(Settings& s) {
       {"port", serving, "Port to listen on; 0 picks a free one", &s.port, 0, 65535},
       {.name = "api-key",
        .group = serving,
-       .help =
-           "Key that clients send as 'Authorization: Bearer KEY'. Others can see it in the list of processes: better "
-           "LATHE_API_KEY or a file",
+       .help = "Key that clients send as 'Authorization: Bearer KEY'. Other users can see it in the process list: "
+               "better use "
+               "LATHE_API_KEY or a file",
        .value = &s.api_key,
        .secret = true},
       {"allow-host", serving, "Further names under which clients reach this server, such as a proxy's; '*': any",
@@ -181,9 +181,8 @@ std::vector<Setting> attach_settings(AttachSettings& s) {
       {"socket", group, "Socket of the plugin (default: what vLLM says)", &s.socket},
       {.name = "on-difference",
        .group = group,
-       .help =
-           "If vLLM's weights are not those on disk: refuse, restore (make vLLM's as on disk) or adopt (make them a "
-           "new version)",
+       .help = "If vLLM's weights are not those on disk: refuse, restore (reload them from disk) or adopt (make them a "
+               "new version)",
        .value = &s.on_difference,
        .choices = {"refuse", "restore", "adopt"}},
       {.name = "tokens",
@@ -194,7 +193,7 @@ std::vector<Setting> attach_settings(AttachSettings& s) {
       {"proxy", group,
        "Pass vLLM's inference routes through, and keep the chat completions, so that they can be corrected by id",
        &s.proxy},
-      {"live", group, "Write beside running requests, which may see a mixture, and pause them briefly after the write",
+      {"live", group, "Write while requests run, which may see a mixture, and pause them only briefly after the write",
        &s.live},
   };
 }

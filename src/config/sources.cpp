@@ -55,7 +55,7 @@ Status set_from_file(const Setting& setting, const toml::node& node) {
   const auto text = text_of(node);
   if (!text) return invalid_argument("must be one value");
   if (wants_text && !node.is_string()) return invalid_argument("is a text: write it in double quotes");
-  if (!wants_text && node.is_string()) return invalid_argument("is no text: write it without quotes");
+  if (!wants_text && node.is_string()) return invalid_argument("is not a text: write it without quotes");
   return list ? setting.set(std::vector<std::string>{*text}) : setting.set(*text);
 }
 
@@ -100,13 +100,13 @@ Status Sources::read_file(const std::string& path) {
   const auto at = [&](const toml::source_region& source) { return path + ":" + std::to_string(source.begin.line); };
   if (!parsed) {
     return invalid_argument(at(parsed.error().source()) + ": " + std::string(parsed.error().description()) +
-                            "; a line is `name = value`, texts stand in double quotes");
+                            "; a line is `name = value`, with texts in double quotes");
   }
   bool secret = false;
   for (const auto& [key, node] : parsed.table()) {
     const std::string name(key.str()), where = at(key.source());
     if (node.is_table() || node.is_array_of_tables())
-      return invalid_argument(where + ": '" + name + "' is a section; settings stand without sections");
+      return invalid_argument(where + ": '" + name + "' is a section; settings are not in sections");
     const auto entry =
         std::find_if(entries_.begin(), entries_.end(), [&](const Entry& e) { return e.setting.name == name; });
     if (entry == entries_.end()) return unknown(where, name);
@@ -117,7 +117,7 @@ Status Sources::read_file(const std::string& path) {
   }
   struct ::stat info {};
   if (secret && ::stat(path.c_str(), &info) == 0 && (info.st_mode & (S_IRWXG | S_IRWXO)) != 0)
-    warnings_.push_back(path + " holds a key, and other users may read it: chmod 600 " + path);
+    warnings_.push_back(path + " holds a key, and other users can read it: chmod 600 " + path);
   return {};
 }
 

@@ -43,7 +43,7 @@ Result<Footer> read_footer(const io::RandomAccessFile& file) {
     return corruption("it has " + std::to_string(file.size()) + " bytes, and its footer says " +
                       std::to_string(footer.file_size));
   if (footer.index_offset < kMinimumHeader || footer.index_offset > file.size() - kFooterSize)
-    return corruption("its footer names an impossible place for the index");
+    return corruption("its footer gives an impossible position of the index");
   return footer;
 }
 
@@ -164,7 +164,7 @@ Result<DeltaReader> DeltaReader::open(std::unique_ptr<io::RandomAccessFile> file
   if (checksum64(index) != footer.index_checksum) return corruption("its index is damaged");
   in = index;
   if (footer.tiles > index_size / kLeastTileEntry || footer.attachments > index_size)
-    return corruption("its footer counts more than its index has");
+    return corruption("its footer counts more entries than its index has");
   for (uint64_t i = 0; i < footer.tiles; ++i) {
     const TileId previous = i == 0 ? TileId{} : reader.tiles_.back().id;
     DeltaTile tile = LATHE_TRY(take_tile(in, previous, reader.files_));
@@ -232,7 +232,7 @@ Status DeltaReader::decode_known(const DeltaTile& tile, codec::Direction directi
   codecs_->give(std::move(codec));
   LATHE_TRY(Status(done).at("the delta of " + describe(tile.id)));
   if (hash_tile(out) != (direction == codec::Direction::kForward ? tile.after : tile.before))
-    return corruption("the delta of " + describe(tile.id) + " does not lead to the bytes that it promises");
+    return corruption("the delta of " + describe(tile.id) + " does not produce the bytes that it promises");
   return {};
 }
 
@@ -240,10 +240,10 @@ Result<WeightState> DeltaReader::follow(const WeightState& state, codec::Directi
   LATHE_TRY(check(state));
   const bool forward = direction == codec::Direction::kForward;
   const Root &leaves = forward ? info_.from_root : info_.to_root, &reaches = forward ? info_.to_root : info_.from_root;
-  if (state.files.size() != files_.size()) return conflict("the delta is of another number of files");
+  if (state.files.size() != files_.size()) return conflict("the delta is for a different number of files");
   WeightState next = state;
   for (size_t i = 0; i < files_.size(); ++i) {
-    if (state.files[i].layout != files_[i]) return conflict("the delta is of another layout of " + files_[i].name);
+    if (state.files[i].layout != files_[i]) return conflict("the delta is for a different layout of " + files_[i].name);
   }
   for (const DeltaTile& tile : tiles_) {
     Hash128& hash = next.files[tile.id.file].tiles[tile.id.tile];
@@ -251,8 +251,9 @@ Result<WeightState> DeltaReader::follow(const WeightState& state, codec::Directi
       return conflict(describe(tile.id) + " has other bytes than the delta was made from");
     hash = forward ? tile.after : tile.before;
   }
-  if (state.root() != leaves) return conflict("the delta leaves another state: a tile that it does not change differs");
-  if (next.root() != reaches) return corruption("the delta does not lead to the state that it promises");
+  if (state.root() != leaves)
+    return conflict("the delta starts from another state: a tile that it does not change differs");
+  if (next.root() != reaches) return corruption("the delta does not produce the state that it promises");
   return next;
 }
 

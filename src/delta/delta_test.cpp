@@ -308,13 +308,13 @@ TEST(Delta, ImpossibleCountsAreRefusedBeforeMemoryIsAsked) {
     const std::string said = refusal(forged(good, offset, value));
     EXPECT_NE(said.find(why), std::string::npos) << said;
   };
-  refused(40, uint32_t{0xFFFFFFFF}, "");                        // files
-  refused(48, uint32_t{0xFFFFFFFF}, "too early");               // length of a name
-  refused(48 + 4 + 13 + 16, uint32_t{0xFFFFFFFF}, "");          // runs
-  refused(footer, uint64_t{1} << 62, "counts more");            // tiles
-  refused(footer + 8, uint64_t{1} << 62, "counts more");        // attachments
-  refused(footer + 16, uint64_t{1} << 62, "impossible place");  // the index's place
-  refused(footer + 24, uint64_t{1} << 62, "its footer says");   // the file's size
+  refused(40, uint32_t{0xFFFFFFFF}, "");                           // files
+  refused(48, uint32_t{0xFFFFFFFF}, "too early");                  // length of a name
+  refused(48 + 4 + 13 + 16, uint32_t{0xFFFFFFFF}, "");             // runs
+  refused(footer, uint64_t{1} << 62, "counts more");               // tiles
+  refused(footer + 8, uint64_t{1} << 62, "counts more");           // attachments
+  refused(footer + 16, uint64_t{1} << 62, "impossible position");  // the position of the index
+  refused(footer + 24, uint64_t{1} << 62, "its footer says");      // the file's size
   uint64_t index = 0;
   std::memcpy(&index, &good[footer + 16], 8);
   ASSERT_GE(open_bytes(good)->tiles()[0].payload_size, 128U);    // two bytes of a varint

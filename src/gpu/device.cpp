@@ -73,7 +73,7 @@ Status load_kernels() {
                        "CUDA 13.0, its torch/lib and nvidia/*/lib");
   }
   if (!at::globalContext().hasCUDA()) {
-    return internal("the GPU was opened after torch had settled for a CPU; open it first");
+    return internal("the GPU was opened after torch had decided to use only the CPU; open it first");
   }
   return {};
 }

@@ -46,7 +46,7 @@ Error failed(const char* what, cudaError_t code) {
   cudaGetLastError();  // it would stick to the next call
   std::string hint;
   if (code == cudaErrorInvalidValue || code == cudaErrorInvalidResourceHandle || code == cudaErrorMapBufferObjectFailed)
-    hint = "; is the exporter still running, in another process than this one and in the same PID namespace?";
+    hint = "; is the exporter still running, in a process other than this one and in the same PID namespace?";
   if (code == cudaErrorDeviceUninitialized || code == cudaErrorInvalidDevice)
     hint = "; containers must share the PID namespace (--pid=host or --pid=container:...)";
   return {Code::kUnavailable, std::string(what) + ": " + cudaGetErrorString(code) + hint};

@@ -133,7 +133,7 @@ class Publisher {
     std::erase_if(old, [&](const std::string& name) { return !name.starts_with('v') || name >= name_; });
     const auto surplus = static_cast<int64_t>(old.size()) - (options_.keep - 1);
     for (int64_t i = 0; i < surplus; ++i) {
-      // Under a name of litter first, so that a crash leaves no generation with files missing.
+      // Renamed first to what recovery removes, so that a crash leaves no generation with files missing.
       const std::string path = generations_ + "/" + old[static_cast<size_t>(i)];
       LATHE_TRY(env_.rename(path, path + delta::kNew));
       LATHE_TRY(env_.sync_directory(generations_));

@@ -10,7 +10,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-// The bytes into a file of their own, durable under a name that recovery takes for litter.
+// The bytes into a file of their own, durable under a name that recovery removes.
 Status store(io::Env& env, const std::string& path, uint64_t size, const ReadBytes& read) {
   LATHE_TRY(io::remove_if_there(env, path));
   const auto file = LATHE_TRY(env.create(path));

@@ -90,7 +90,7 @@ Result<Written> write_delta(const Step& step, const std::string& path) {
   return Written{.delta = report, .compare_seconds = comparing};
 }
 
-// From temporary file to version. What fails before the rename leaves nothing behind.
+// From temporary file to version. A failure before the rename leaves nothing behind.
 Result<Written> make_durable(const Step& step) {
   const delta::Paths& paths = step.history.paths();
   const std::string path = paths.delta(step.history.head().version, step.version), temporary = path + delta::kNew;
@@ -115,7 +115,7 @@ Result<Written> make_durable(const Step& step) {
   return prepared;
 }
 
-// The version asked for is not new. If it is the one the shards hold, all is done: an earlier call failed behind its
+// The version asked for is not new. If it is the one the shards hold, all is done: an earlier call failed after its
 // durable point, and recovery finished it.
 Result<SyncReport> already_there(const Step& step) {
   const Applied& head = step.history.head();

@@ -83,7 +83,7 @@ Status write_text_atomically(Env& env, const std::string& path, std::string_view
   Status written = write_durably(env, temporary, text);
   if (written.ok()) written = env.rename(temporary, path);
   if (!written.ok()) {
-    // The failure is what is reported; litter is removed by recovery.
+    // The failure is what is reported; recovery removes the leftovers.
     [[maybe_unused]] const Status removed = remove_if_there(env, temporary);
     return written;
   }

@@ -51,7 +51,7 @@ struct UpdateStats {
 UpdateStats update_bf16(uint16_t* w, const float* u, int64_t first, int64_t n, const Update& update);
 UpdateStats update_bf16(uint16_t* w, const uint16_t* u_bf16, int64_t first, int64_t n, const Update& update);
 // The update goes to the shadow, fp32, and w becomes its nearest bf16. Where w is not what the shadow rounds to,
-// somebody else has changed it (a rollback): then w counts, and the shadow begins there anew. Δ is that of w.
+// somebody else has changed it (a rollback): then w wins, and the shadow starts again from it. Δ is that of w.
 UpdateStats update_shadow(uint16_t* w, float* shadow, const float* u, int64_t n, const Update& update);
 UpdateStats update_shadow(uint16_t* w, float* shadow, const uint16_t* u_bf16, int64_t n, const Update& update);
 // fp32 weights: no rounding beyond fp32's own.

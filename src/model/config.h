@@ -70,7 +70,7 @@ struct ModelConfig {
   std::vector<Mixer> mixers;        // one per layer; none: all kAttention
   DeltaConfig delta;                // of the layers that are kDelta
   std::string prefix = "model.";    // of the tensors of the text model; the head is always lm_head.weight
-  // transformers builds the embedding with padding_idx = pad_token_id: that row gets no gradient from the look-up.
+  // transformers builds the embedding with padding_idx = pad_token_id: that row gets no gradient from the lookup.
   // Kept, so that a fine-tune here is the fine-tune they know.
   std::optional<int64_t> pad_token;
   std::optional<int64_t> bos_token;

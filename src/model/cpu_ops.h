@@ -1,6 +1,6 @@
-// The operations of model/ops.h on a CPU in bf16, over the kernels of kernels/serving.h. Each function is asked for by
-// ops.cpp when can_run() holds for its input; the results agree with the ATen twins there up to the order of sums.
-// Bits do not depend on the number of threads.
+// The operations of model/ops.h on a CPU in bf16, over the kernels of kernels/serving.h. ops.cpp calls each function
+// when can_run() is true for its input. The results agree with the ATen forms there up to the order of sums; bits do
+// not depend on the number of threads.
 //
 // Threads: any; work is split with at::parallel_for.
 #pragma once

@@ -1,7 +1,7 @@
 // The operations of model/ops.h on a GPU, over the kernels of kernels/cuda_layers.h; the ATen forms in ops.cpp are the
 // oracle (gpu_ops_test.cpp).
 //
-// Only in a build with CUDA; ops.cpp asks for them when an input is on a GPU.
+// Only in a build with CUDA; ops.cpp calls them when an input is on a GPU.
 // Threads: any. Asynchronous: on the calling thread's stream.
 #pragma once
 

@@ -114,7 +114,7 @@ struct Chunks {
 // The sequential half of the backward pass.
 struct ReverseScan {
   at::Tensor d_d;       // [H, N, C, V]: gradient of D
-  at::Tensor d_states;  // [H, N, K, V]: gradient of the state behind each chunk
+  at::Tensor d_states;  // [H, N, K, V]: gradient of the state after each chunk
   at::Tensor d_start;   // [H, K, V]
 
   ReverseScan(const Chunks& f, const at::Tensor& d_o, const at::Tensor& d_last) {

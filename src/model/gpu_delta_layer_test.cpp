@@ -83,7 +83,7 @@ struct Outcome {
   std::vector<SequenceState> states;
 };
 
-// Sequences of `counts` rows through the layer. Where they begin: at the start, or behind `past` rows that were served
+// Sequences of `counts` rows through the layer. Where they begin: at the start, or after `past` rows that were served
 // before.
 Outcome run(const Layer& layer, const std::vector<int64_t>& counts, const at::Tensor& x, const at::Tensor& past,
             const at::Tensor& dy) {

@@ -224,7 +224,7 @@ class CpuAttention : public ::testing::TestWithParam<AttentionCase> {
   }
 };
 
-// Against fp64, with bf16's own error: 2^-8 is its unit, and a result has several roundings behind it.
+// Against fp64, with bf16's own error: 2^-8 is its unit, and a result has been rounded several times.
 TEST_P(CpuAttention, AgreesWithFp64ForwardAndBackward) {
   const auto [n, m, heads, kv_heads, size] = GetParam();
   at::manual_seed(5);

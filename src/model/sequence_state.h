@@ -1,9 +1,9 @@
-// SequenceState: what a sequence's past leaves behind for its next tokens: keys and values of every attention layer;
+// SequenceState: what a sequence's next tokens need of its past: keys and values of every attention layer;
 // the last inputs of the convolution and the recurrent state of every gated delta layer.
 //
 // Memory: owns its tensors. Keys and values are [kv_heads, capacity, head_dim] per layer; capacity doubles as the
 // sequence grows; views handed out stay valid until the next append(). A copy is a snapshot that costs no memory: it
-// shares the tensors, the original only writes behind the copy's length, and delta states are replaced, never changed.
+// shares the tensors, the original only writes past the copy's length, and delta states are replaced, never changed.
 // Threads: one at a time, copies included.
 #pragma once
 
@@ -29,7 +29,7 @@ class SequenceState {
   int64_t length() const { return length_; }
   int64_t bytes() const;
 
-  // Writes k, v [n, kv_heads, head_dim] of one attention layer behind the present length. Every layer takes in the same
+  // Writes k, v [n, kv_heads, head_dim] of one attention layer after the present length. Every layer takes in the same
   // n, then advance(n) makes them part of the past.
   void append(int64_t layer, const at::Tensor& k, const at::Tensor& v);
   void advance(int64_t n) { length_ += n; }

@@ -133,10 +133,10 @@ Status Optimizer::restore(const OptimizerState& state) {
     for (const auto& [name, tensor] : state.tensors) {
       const std::string part = name.substr(0, name.rfind('.'));
       if (!store_.find_part(part) || (!name.ends_with(".shadow") && !state.tensors.contains(part + ".m"))) {
-        return invalid_argument("the optimizer state has " + name + ", for which this model has no place");
+        return invalid_argument("the optimizer state has " + name + ", which this model does not have");
       }
     }
-    return corruption("the optimizer state has tensors of unknown meaning");
+    return corruption("the optimizer state has tensors that are not known");
   }
   moments_ = std::move(restored);
   shadows_ = std::move(shadows);

@@ -57,7 +57,7 @@ Result<OptimizerState> read_state(std::span<const std::byte> file) {
   OptimizerState state{.settings = header.metadata};
   const auto format = state.settings.find("format");
   if (format == state.settings.end() || format->second != kFormat) {
-    return unsupported(std::string("this is no optimizer state: its format is not '") + kFormat + "'");
+    return unsupported(std::string("this is not an optimizer state: its format is not '") + kFormat + "'");
   }
   state.settings.erase(format);
   for (const auto& info : header.tensors) {

@@ -15,7 +15,7 @@ Status ObjectiveSettings::validate() const {
   if (!(kl >= 0) || !std::isfinite(kl)) return invalid_argument("kl must be 0 (off) or a positive number");
   if (kl_tokens < 1) return invalid_argument("kl_tokens must be at least 1");
   if (preferences && kl > 0) {
-    return invalid_argument("kl does not go with preferences: DPO holds the model to its reference by beta already");
+    return invalid_argument("kl cannot be combined with preferences: beta already holds the model to DPO's reference");
   }
   return {};
 }

@@ -1,8 +1,8 @@
 // What a training run will take, before it begins: tokens, operations, memory by part. Shapes are enough: nothing here
 // reads a weight.
 //
-// How good: peaks of memory are held to what runs measure by tests/e2e/test_train.py, within a factor of 1.5 for
-// SmolLM2 on a CPU. What libraries allocate for themselves while they multiply is estimated, not known.
+// Accuracy: tests/e2e/test_train.py compares memory peaks with measured runs, within a factor of 1.5 for SmolLM2 on a
+// CPU. What libraries allocate for themselves while they multiply is estimated, not known.
 // Threads: pure functions.
 #pragma once
 

@@ -4,8 +4,8 @@
 // x is [n, D], the last layer's output of a batch's live rows. Log-probabilities are fp32, from logits in the compute
 // dtype, as transformers computes its loss. Losses are the objective's sums divided by `divisor`
 // (Objective::size of the whole step).
-// Memory: whatever the number of rows, a handful of slices of at most 32 MiB, or one of 64 (on a GPU 320) that is worked
-// on in place; and what `sink` keeps.
+// Memory: whatever the number of rows, a few slices of at most 32 MiB, or one of 64 (on a GPU 320) that is worked on
+// in place; and what `sink` keeps.
 // Threads: any; the caller is the only writer of the weights. Exceptions of torch come through.
 #pragma once
 

@@ -1,11 +1,11 @@
 // Report: what a training run writes for people, in a directory of their choice: loss.csv and tensors.csv, which
-// grow step by step, and loss.svg and loss.png, drawn anew now and then.
+// grow step by step, and loss.svg and loss.png, redrawn from time to time.
 //
-// A resumed run's report has the rows of one that was never interrupted: those of steps after the state that it goes
-// on from are taken back.
+// A resumed run's report has the rows of one that was never interrupted: those of steps after the state that it
+// resumes from are removed.
 // Threads: that of the run.
 // Durability: rows are durable before the state of their step is (RunObserver::saving). A failure never ends a run: it
-// is told once, and the report ends there.
+// is reported once, and the report ends there.
 // Format page: docs/formats/training_report.md
 #pragma once
 

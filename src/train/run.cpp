@@ -48,7 +48,7 @@ Status RunSettings::validate() const {
   LATHE_TRY(plan.validate());
   LATHE_TRY(optimizer.validate());
   if (step.gradients == GradientPath::kStreaming && plan.accumulate > 1) {
-    return invalid_argument("streamed gradients are written once each: accumulate needs them as factors or dense");
+    return invalid_argument("streamed gradients are written at once: accumulate needs them as factors or dense");
   }
   if (evaluate_every < 0) return invalid_argument("evaluate_every must be 0 (only at both ends) or more");
   if (patience < 0) return invalid_argument("patience must be 0 (never stop early) or more");

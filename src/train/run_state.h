@@ -1,8 +1,8 @@
-// RunState: an unfinished training run on disk, so that it continues to the same bits after a kill at any moment.
+// RunState: an unfinished training run on disk, so that it continues bit-identically after a kill at any moment.
 //
 // Everything lies in MODEL_DIR/.lathe/train; the model directory itself changes only when the run is over, by
 // history::sync(). A saved state is two files in one of three slots (weights, optimizer state) and run.json, which
-// names the slot: writing run.json is the moment at which the new state takes the place of the old one.
+// names the slot: writing run.json is the moment at which the new state replaces the old one.
 //
 // Threads: one per directory; the caller holds the directory's lock.
 // Durability: save() and discard() are durable on return; a stop before that leaves the state before.
@@ -67,11 +67,11 @@ class RunDirectory {
   // run.json alone: `state` names slots that are durable already.
   Status save_record(const RunState& state) const;
 
-  // Reads a slot's weights into the store. Hold the Gate alone.
+  // Reads a slot's weights into the store. Hold the Gate exclusively.
   Status restore_weights(const std::string& slot, weights::WeightStore& store) const;
   Status restore_optimizer(const std::string& slot, optim::Optimizer& optimizer) const;
 
-  // Removes the run. Its record goes first, so that what a stop leaves is no run, only litter.
+  // Removes the run. Its record goes first, so that what an interruption leaves is not a run, only garbage.
   Status discard() const;
 
   const std::string& path() const { return path_; }

@@ -6,7 +6,7 @@
 //   backward, layer by layer, last to first                  backward.h: autograd inside one layer only
 //   gradients as factors (X, dY)                             weights/gradient.h; over all micro-batches
 //   proposal: scales, norms, checks                          optim/optimizer.h
-//   commit: the gate held alone, weights changed in place
+//   commit: the gate held exclusively, weights changed in place
 //
 // or, streamed: the gate is held exclusively from the loss on, with proposal and commit after each layer's backward
 // pass.
@@ -56,7 +56,7 @@ const Error kLossNotFinite = invalid_argument("the loss is not finite; the updat
 
 using Clock = std::chrono::steady_clock;
 
-// The Gate held alone, and how long that took, waiting included.
+// Holds the Gate exclusively, and says how long that took, waiting included.
 class Pause {
  public:
   Pause(weights::Gate& gate, c10::Device device) : alone_(gate), finished_(device) {}

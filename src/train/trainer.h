@@ -29,8 +29,8 @@ enum class GradientPath {
   // 2 bytes per row and column of all matrices.
   kFactored,
   // Each layer is written as soon as its backward pass has ended; its gradients are then dropped. For so many tokens
-  // that factors
-  // would take more memory than the weights. There is no proposal; the pause is as long as the backward pass.
+  // that factors would take more memory than the weights. There is no proposal; the pause is as long as the backward
+  // pass.
   kStreaming,
   // As dense matrices in fp32, 4 bytes per weight: the oracle of the other two.
   kDense,

@@ -81,8 +81,8 @@ class WeightStore {
   // Needs no Gate. What was read waits in the system's cache, if it has room, so that reload() holds the Gate shortly.
   Status check_reload(const delta::ModelDir& dir) const;
 
-  // Reads all weights again, in place, from a directory with the same tensors. Hold the Gate alone. On failure some
-  // weights may already be replaced: read again from a good directory.
+  // Reads all weights again, in place, from a directory with the same tensors. Hold the Gate exclusively. On failure
+  // some weights may already be replaced: read again from a good directory.
   Status reload(const delta::ModelDir& dir);
 
   std::span<const Parameter> parameters() const { return parameters_; }

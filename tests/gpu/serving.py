@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The real program on a GPU: ask, teach, run out of memory, sync, restart, roll back; a random model, as no other may be there.
 
-usage: serving.py LATHE TEXT_DIR FOLDER     TEXT_DIR holds a tokenizer and chat template, FOLDER is made and left behind
+usage: serving.py LATHE TEXT_DIR FOLDER     TEXT_DIR holds a tokenizer and chat template, FOLDER is made and kept
 Prints a line per check and exits 0 only if all hold.
 """
 
