@@ -89,7 +89,7 @@ struct Products {
   double ratio() const { return std::sqrt(frozen / exact); }
 };
 
-// The tensor's name without the layer's number, and the third of the depth it stands in (3: in no layer).
+// The tensor's name without the layer's number, and which third of the depth it is in (3: in no layer).
 std::pair<std::string, int> place_of(const std::string& name, int64_t layers) {
   const size_t at = name.find("layers.");
   if (at == std::string::npos) return {name, 3};

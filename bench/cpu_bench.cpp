@@ -1,4 +1,4 @@
-// Speed and memory of serving and of one correction on a CPU; each case beside the limit that this machine sets.
+// Speed and memory of serving and of one correction on a CPU, each case compared with this machine's limit.
 //
 // usage: cpu_bench MODEL_DIR prefill|decode|decode4|correction|train|train-factored|limits
 // Prints one JSON line. One case per process, so that the peak memory is the case's own. bench/peer_transformers.py

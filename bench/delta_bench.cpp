@@ -1,4 +1,5 @@
-// What a sync costs: bytes of a delta file beside the usual ways, the entropy bound, and the codec's speed per core.
+// What a sync costs: bytes of a delta file compared with the usual ways and the entropy bound, and the codec's speed
+// per core.
 //
 // usage: delta_bench MODEL.safetensors TRACE_DIR [LEARNING_RATE/STEPS]
 //                                  the table over TRACE_DIR/LEARNING_RATE/STEPS.safetensors, or one row of it

@@ -1,5 +1,5 @@
-// What a training step costs on this machine's GPU, phase by phase, beside the machine's own limits: random weights of
-// real models' shapes, made on the device.
+// What a training step costs on this machine's GPU, phase by phase, compared with the machine's limits: random weights
+// of real models' shapes, made on the device.
 //
 // usage: gpu_bench [--model NAME,...] [--case CASE,...] [--optimizer METHOD|none] [--chunk ROWS] [--repeats N]
 //                  [--device D]

@@ -1,4 +1,4 @@
-// What making live weights durable costs, on this machine's GPU or CPU, and what a server beside it feels.
+// What making live weights durable costs, on this machine's GPU or CPU, and how much it slows a server down.
 //
 // usage: live_sync_bench FOLDER [--gigabytes N] [--device D] [--threads N]
 //   FOLDER/live_sync_bench is made, needs about 2.3 N GB, and is removed at the end
@@ -12,7 +12,7 @@
 //             GB/s of changed tiles
 //   durable   all of that; applied: until the shards hold the version
 //   wait      the longest time that the serving thread waited for the Gate while the sync ran
-//   step      a serving step (every weight read once, under the Gate) beside the sync: median and longest, and alone
+//   step      a serving step (every weight read once, under the Gate) during the sync: median and longest; and alone
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 

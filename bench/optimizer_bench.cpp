@@ -1,5 +1,5 @@
-// What an optimizer step costs on a CPU beside what the machine allows: propose and commit of SmolLM2-135M's shapes
-// from bf16 factors of 96 graded tokens, and the rounding kernel alone.
+// What an optimizer step costs on a CPU compared with what the machine allows: propose and commit of SmolLM2-135M's
+// shapes from bf16 factors of 96 graded tokens, and the rounding kernel alone.
 //
 // usage: optimizer_bench [TOKENS [METHOD]]
 //        optimizer_bench norms      a product of the T x T matrices over one of the tiles of G: kFp32Cost in

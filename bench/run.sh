@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Speed and memory beside transformers on this machine, in one run; the table of README.md. usage: run.sh [ROUNDS]
+# Speed and memory compared with transformers on this machine, in one run. usage: run.sh [ROUNDS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$(python3 scripts/prepare_model.py)

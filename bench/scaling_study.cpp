@@ -1,4 +1,4 @@
-// How well APOLLO's scales stand for AdamW's, and what rounding leaves of an update: measured on a real model.
+// How close APOLLO's scales are to AdamW's, and what rounding leaves of an update, measured on a real model.
 //
 // usage: scaling_study MODEL_DIR TEXTS [STEPS]
 // TEXTS: one JSON string per line (bench/delta_trace.py makes such a file), each cut to 128 tokens; 64 are graded.

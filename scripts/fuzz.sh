@@ -17,7 +17,7 @@ fuzz() {  # fuzz PROGRAM SEEDS DICTIONARY
   mkdir -p "$corpus"
   "$program" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=4096 -artifact_prefix="$corpus/" -print_final_stats=1 \
     ${dictionary:+-dict="$dictionary"} "$corpus" ${seeds:+"$seeds"} 2>"$corpus.log" || code=$?
-  # The input that failed stands in the log too, in base 64.
+  # The input that failed is in the log too, in base 64.
   [ $code = 0 ] || tail -n 60 "$corpus.log" >&2
   echo "fuzz: $name, $seconds s: $(grep -E "^stat::(number_of_executed_units|new_units_added|peak_rss_mb)" "$corpus.log" |
     sed 's/stat::\([a-z_]*\): */\1 /' | paste -sd, | sed 's/,/, /g')"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The version stands in CMakeLists.txt; packages of other languages must repeat it. usage: version.py [--check | NEW_VERSION]
+"""The version is defined in CMakeLists.txt; packages of other languages must repeat it. usage: version.py [--check | NEW_VERSION]
 
 Without an argument: prints it. --check: the plugin, the Rust library and the newest entry of CHANGELOG.md agree, or exit code 1.
 With NEW_VERSION: writes it everywhere but into CHANGELOG.md, whose entry somebody has to write.

@@ -1,4 +1,4 @@
-// `lathe bench`: how fast this machine serves and teaches a model, beside what the machine could do at most. Weights
+// `lathe bench`: how fast this machine serves and teaches a model, compared with what it could do at most. Weights
 // change in memory only; the directory is read and never written.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>

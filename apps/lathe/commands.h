@@ -2,7 +2,7 @@
 // the exit code: 0 done, 1 failed (after one clear line on standard error), 2 wrong usage.
 //
 // They are in two programs. LibTorch takes a quarter of a second of a processor to load, so `lathe` is not linked to
-// it; those marked with torch hand over to lathe-torch beside it (torch_commands.cpp), which has them all.
+// it; those marked with torch hand over to lathe-torch next to it (torch_commands.cpp), which has them all.
 #pragma once
 
 #include <functional>

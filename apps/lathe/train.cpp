@@ -131,7 +131,7 @@ train::Report::About about(const TrainOptions& options, const train::RunSettings
           .tensors = store.part_count()};
 }
 
-// What each step has to compute, beside what the device can: for a line per step.
+// What each step has to compute, and what the device can: for a line per step.
 StepLimits step_limits(const train::Run& run, const model::LoadedModel& loaded, const train::Dataset& training,
                        const train::StepOptions& step) {
   const at::TensorOptions options = loaded.model->options();

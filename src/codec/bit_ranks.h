@@ -25,7 +25,7 @@ template <class Work>
   }
 }
 
-// counts[i] of the bits that are set in words [i * stretch, (i + 1) * stretch); the last may be fewer.
+// counts[i]: how many bits are set in words [i * stretch, (i + 1) * stretch); the last stretch may be shorter.
 void count_stretches(std::span<const uint64_t> words, size_t stretch, uint16_t* counts);
 
 // Bit i tells whether values[i] is 16 or more, or not 0; bits past the values are 0.

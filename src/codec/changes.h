@@ -38,7 +38,7 @@ class ChangeCoder {
                 std::vector<Change>& changes, uint32_t format);
 
  private:
-  // The elements of list c stand in [begins[c], begins[c + 1]).
+  // The elements of list c are in [begins[c], begins[c + 1]).
   using Begins = std::array<uint32_t, kContexts + 2>;
 
   void find_gaps(const Begins& begins, std::span<const uint8_t> before, uint32_t contexts);

@@ -75,7 +75,7 @@ class BitWriter {
 
   std::vector<std::byte> bytes_;
   size_t size_ = 0;       // of them, how many are written
-  uint64_t pending_ = 0;  // the begin of the next byte
+  uint64_t pending_ = 0;  // the beginning of the next byte
   uint32_t filled_ = 0;   // its bits, fewer than eight
 };
 

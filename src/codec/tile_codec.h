@@ -42,7 +42,7 @@ class TileCodec {
 
   // Fills `out`, of the size of `known`, with the other side. kCorruption for a payload that contradicts itself; `out`
   // is then undefined. Never reads or writes outside the spans, whatever the payload holds. `format` is the version of
-  // the file that the payload stands in.
+  // the file that holds the payload.
   Status decode(std::span<const TilePart> parts, Direction direction, std::span<const std::byte> known,
                 std::span<const std::byte> payload, std::span<std::byte> out, uint32_t format = kFormat);
 

@@ -22,7 +22,7 @@ struct Settings {
   std::string host = "127.0.0.1";
   int port = 8077;
   std::string api_key;
-  std::vector<std::string> allowed_hosts;    // names beside `host` under which it is reached
+  std::vector<std::string> allowed_hosts;    // further names under which it is reached
   std::vector<std::string> allowed_origins;  // of web pages that may use it
   std::string served_name;                   // of the model in the API; empty: the directory's name
   int64_t max_running = 8;                   // answers generated at once
@@ -45,14 +45,14 @@ struct Settings {
   bool materialize = false;         // replace shards that are symbolic links by copies, instead of refusing to sync
 };
 
-// What `lathe attach` has beside.
+// What `lathe attach` has in addition.
 struct AttachSettings {
   std::string vllm, vllm_api_key;        // the server; its key
   std::string socket;                    // of the plugin; empty: the server says
   std::string on_difference = "refuse";  // if its weights are not those on disk
   std::string tokens = "ours";           // whose tokens are taught
   bool proxy = false;                    // pass its inference routes through
-  bool live = false;                     // write beside running requests
+  bool live = false;                     // write while requests run
 };
 
 // One row of the table: a setting's name, what it is for, what it may be, and where its value is.

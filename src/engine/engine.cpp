@@ -204,7 +204,7 @@ void Engine::State::step() {
     const at::Tensor x = model.forward(at::tensor(ids, at::kLong).to(model.options().device()), runs);
     deliver(shares, x);
   } catch (const std::exception& e) {
-    // The border between torch's exceptions and our errors: the requests of this step fail, the engine goes on.
+    // The border between torch's exceptions and our errors: the requests of this step fail, the engine continues.
     for (const Share& share : shares) finish(*share.sequence, FinishReason::kError, gpu::error_of("generation", e));
   }
   drop_finished();

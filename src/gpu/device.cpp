@@ -183,7 +183,7 @@ Fence::~Fence() {
   try {
     synchronize(device_);
   } catch (const std::exception& e) {
-    // A failed kernel: whoever asks the device next is told the same.
+    // A failed kernel: the next caller that asks the device gets the same error.
     log::error("waiting for " + device_.str() + " failed: " + e.what());
   }
 }

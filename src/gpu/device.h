@@ -65,7 +65,8 @@ class Fence {
   c10::Device device_;
 };
 
-// While it lives, the calling thread's work on `device` goes to a stream of its own, beside other threads' work.
+// While it lives, the calling thread's work on `device` goes to a stream of its own, concurrent with other threads'
+// work.
 class OwnStream {
  public:
   explicit OwnStream(c10::Device device);

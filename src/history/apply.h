@@ -37,9 +37,9 @@ struct ApplyReport {
 // Free bytes that a version needs in addition to the shards that are rewritten: for journals and the state file.
 inline constexpr uint64_t kSpareBytes = uint64_t{24} << 20;
 
-// What apply() would need on the disk beside the delta: kUnsupported for a shard that is a symbolic link, kIo with
-// ENOSPC, naming both numbers, if there is too little. Called before a delta becomes durable, so that a full disk is
-// met while the directory is whole.
+// What apply() would need on the disk in addition to the delta: kUnsupported for a shard that is a symbolic link, kIo
+// with ENOSPC, naming both numbers, if there is too little. Called before a delta becomes durable, so that a full disk
+// is met while the directory is whole.
 Status check_room(io::Env& env, const delta::Paths& paths, const delta::DeltaReader& delta,
                   const ApplyOptions& options);
 

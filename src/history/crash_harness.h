@@ -24,7 +24,7 @@ struct Scenario {
   std::function<Status(io::FaultEnv&)> act;
   // Puts the directory in order, as any command does first.
   std::function<Status(io::FaultEnv&)> recover;
-  // What is there, in words; anything but `before` and `after` is a violation. Called before recovery if `unaware`.
+  // What is there, as text; anything but `before` and `after` is a violation. Called before recovery if `unaware`.
   std::function<std::string(io::FaultEnv&)> observe;
   bool unaware = false;  // readers that know nothing of recovery must see one of the two as well
 };

@@ -241,7 +241,7 @@ __device__ __forceinline__ void triangles(uint32_t base, const Place& at, const 
   float* columns = sums.columns[at.of_errors()] + at.sums_start(at.row_block);
   Slice product;
   if (at.of_errors()) {
-    Slice kk;  // k_i·k_j: cheaper anew for each value head than kept
+    Slice kk;  // k_i·k_j: cheaper to recompute for each value head than to keep
     begin_products(product, kk);
     multiply_shared<false, kD / 16>(product, turned(errors), turned(deltas, 0, at.triangle_column()));
     multiply_shared<false, kD / 16>(kk, plain(keys), plain(keys, at.triangle_column()));

@@ -28,7 +28,7 @@ struct Rows {
   DeltaInputs of(const DeltaInputs& t) const { return {of(t.q), of(t.k), of(t.v), of(t.g), of(t.beta)}; }
 };
 
-// What the kernels are told of a layer.
+// What the kernels need to know about a layer.
 struct Layer {
   DeltaConfig config;
   double eps;

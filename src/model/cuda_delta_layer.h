@@ -3,7 +3,7 @@
 // model/layers/gated_delta.cpp does it operation by operation and is the oracle (gpu_delta_layer_test.cpp).
 //
 // Only in a build with CUDA.
-// Memory: for the gradient, beside in- and output, 0.5 KB a token and key head and 1.6 KB a token and value head.
+// Memory: for the gradient, besides input and output, 0.5 KB a token and key head and 1.6 KB a token and value head.
 // Threads: any; in a serving pass the runs' states move on. Asynchronous: on the calling thread's stream. The same bits
 // on every run.
 #pragma once

@@ -86,7 +86,7 @@ TEST_P(DeltaRule, GradientIsThatOfTheRecurrence) {
   }
 }
 
-// Also of g, whose gradient is small beside the terms that a careless sum would cancel.
+// Also of g, whose gradient is small compared with the terms that a careless sum would cancel.
 TEST_P(DeltaRule, GradientKeepsItsDigitsInFp32) {
   const auto [n, ratio] = GetParam();
   for (const double decay : {0.01, 1.0, 10.0}) {

@@ -19,7 +19,7 @@ using torch::autograd::variable_list;
 using weights::GradientSink;
 using weights::Parameter;
 
-// y = x Wᵀ + b. Backward: dx = dy W goes on; (x, dy) and Σ dy go to the sink.
+// y = x Wᵀ + b. Backward: dx = dy W is passed on; (x, dy) and Σ dy go to the sink.
 struct FactoredLinear : torch::autograd::Function<FactoredLinear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Parameter* weight,
                             const Parameter* bias, GradientSink* sink) {

@@ -15,7 +15,7 @@
 
 namespace lathe::model {
 
-// Of one gated delta layer. Undefined tensors stand for zeros: nothing has been read yet.
+// Of one gated delta layer. Undefined tensors mean zeros: nothing has been read yet.
 struct DeltaState {
   at::Tensor history;    // [kernel - 1, channels], before the convolution, oldest first
   at::Tensor recurrent;  // [value_heads, key_dim, value_dim] fp32

@@ -15,7 +15,7 @@ double relative(const at::Tensor& a, const at::Tensor& b) {
   return ((a - b).norm() / b.norm()).item<double>();
 }
 
-// A dense gradient, with what PartGradient wants around it.
+// A dense gradient, with what PartGradient needs around it.
 class Dense {
  public:
   explicit Dense(const at::Tensor& g) : parameter_{.data = g} {

@@ -39,7 +39,7 @@ struct OptimizerConfig {
   kernels::Rounding rounding = kernels::Rounding::kStochastic;
   uint32_t seed = 1;
   // Follows the trajectories of the authors' package (docs/research/apollo.md): projections from torch's CPU generator,
-  // part id + `seed` as their first seed; ε beside the uncorrected root; the limiter before bias correction; decay
+  // part id + `seed` as their first seed; ε added to the uncorrected root; the limiter before bias correction; decay
   // last, also of 1-D tensors. For comparison only: its first steps on a repeated example are about half as long as
   // they should be.
   bool official_compat = false;

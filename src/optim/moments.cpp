@@ -17,7 +17,7 @@ kernels::AdamCoefficients adam_coefficients(const OptimizerConfig& config, int64
                               .second = static_cast<float>(second),
                               .epsilon = static_cast<float>(config.epsilon)};
   if (config.official_compat) {
-    // Both corrections go before the quotient, so that ε stands beside the uncorrected root.
+    // Both corrections go before the quotient, so that ε is added to the uncorrected root.
     c.first = static_cast<float>(first / std::sqrt(second));
     c.second = 1;
   }

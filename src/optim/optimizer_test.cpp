@@ -364,7 +364,8 @@ TEST_F(Factored, FusingTwoPartsIntoOneDoesChangeTheirScale) {
   EXPECT_GT(relative(a, b), 0.01);
 }
 
-// The compatibility mode's other tensors: AdamW with ε beside the uncorrected root, decay last, of what is left.
+// The compatibility mode's other tensors: AdamW with ε added to the uncorrected root, and decay last, of the updated
+// weights.
 TEST_F(Factored, AdamWOfTheAuthorsHasEpsilonBesideTheUncorrectedRoot) {
   constexpr double kRate = 1e-2, kDecay = 0.1, kEpsilon = 1e-2;
   const auto store = make_store(at::kFloat);

@@ -38,7 +38,7 @@ constexpr int64_t kGpuTileElements = int64_t{1} << 23;
 int64_t tile_rows(int64_t rows, int64_t columns, int64_t elements, int64_t multiple = 1);
 
 // Tiles are a multiple of this where they are cut from a matrix that exists. Small ones would be slow to form: each
-// time the other factor is packed anew.
+// time the other factor is packed again.
 constexpr int64_t kFormedTiles = 16;
 
 // Rows of one part's G on demand: all that a commit needs.

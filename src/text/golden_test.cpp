@@ -196,7 +196,7 @@ TEST_P(GoldenTemplate, FindsAssistantTurns) {
   EXPECT_GT(turns, 100);
 }
 
-// What is found from another program's tokens alone is what is found from the text. But a line end that the template
+// Another program's tokens give the same result as the text. But a line end that the template
 // puts before a thought may be graded too: the nonce thinks nothing, and there the line end is one token with the next
 // one.
 TEST_P(GoldenTemplate, FindsAssistantTurnsByTokens) {

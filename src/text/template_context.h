@@ -13,7 +13,7 @@ namespace lathe::text {
 
 using Json = nlohmann::ordered_json;  // templates print mappings in the order they came
 
-// Where templates disagree about messages. None says what it wants, so the first preparation that
+// Where templates disagree about messages. None says what it expects, so the first preparation that
 // renders is taken.
 struct Preparation {
   bool parse_arguments = true;  // tool-call arguments sent as a string of JSON become a mapping

@@ -31,7 +31,7 @@ struct PassSize {
 PassSize pass_size(std::span<const data::Example> examples, data::ContextMode mode);
 
 // Floating-point operations that a step over such a pass cannot avoid: two per weight and row forward, four more
-// backward for live rows, attention likewise; no recomputation. What recurrent layers do beside their projections is
+// backward for live rows, attention likewise; no recomputation. What recurrent layers do besides their projections is
 // small and left out.
 double operations(const model::ModelConfig& config, const weights::WeightStore& store, const PassSize& pass);
 

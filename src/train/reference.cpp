@@ -1,4 +1,4 @@
-// What objectives want to know of the weights before they change.
+// What objectives need to know about the weights before they change.
 #include <ATen/ATen.h>
 
 #include "train/backward.h"

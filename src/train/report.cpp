@@ -161,7 +161,7 @@ void Report::saving(int64_t /*step*/) {
   attempt([&] { return sync(); });
 }
 
-// Of the row that still waits nothing is lost: loss.csv begins anew from the saved state.
+// The row that still waits is not lost: loss.csv is rebuilt from the saved state.
 Status Report::sync() {
   LATHE_TRY(losses_->sync());
   return tensors_->sync();

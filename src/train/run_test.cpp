@@ -74,7 +74,7 @@ struct Process {
   RunObserver quiet;
 };
 
-// The model is so small that a second thread costs more than it brings, and very much more beside other programs.
+// The model is so small that a second thread costs more than it gains, and much more next to other programs.
 class OneThread final : public ::testing::Environment {
  public:
   void SetUp() override { at::set_num_threads(1); }
@@ -84,7 +84,7 @@ const auto* const kOneThread = ::testing::AddGlobalTestEnvironment(new OneThread
 using Begin = Run::Begin;
 using End = RunOutcome::End;
 
-// What a person would do after a crash: recover, and go on if there is something to go on with.
+// What a person would do after a crash: recover, and resume if there is something to resume.
 void finish(io::Env& disk, const RunSettings& settings, const std::string& result) {
   {
     const auto lock = delta::lock_history(disk, kDir);
@@ -301,7 +301,7 @@ TEST(Run, AFullDiskCostsNeitherTheDirectoryNorTheRun) {
   const std::string before = weights_on(*disk);
   Process process(*disk);
   ASSERT_TRUE(process.run.prepare(Begin::kNew).ok());
-  disk->set_capacity(before.size() * 5 / 2);  // room for a saved state, not for new shards beside the old ones
+  disk->set_capacity(before.size() * 5 / 2);  // room for a saved state, not for new shards next to the old ones
   struct : RunObserver {
     int warnings = 0;
     void warned(const std::string&) override { ++warnings; }

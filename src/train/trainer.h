@@ -44,8 +44,8 @@ struct StepOptions {
   // a GPU, where memory is scarce.
   std::optional<int64_t> kept_bytes;
   GradientPath gradients = GradientPath::kFactored;
-  // kStreaming only: hold the Gate for each layer's write instead of the whole backward pass. Requests go on meanwhile,
-  // through a model of which some layers are updated and some are not yet.
+  // kStreaming only: hold the Gate for each layer's write instead of the whole backward pass. Requests continue
+  // meanwhile, through a model of which some layers are updated and some are not yet.
   bool live = false;
 };
 

@@ -169,7 +169,7 @@ TEST(ImportRefuses, AnotherDtype) {
   EXPECT_NE(refusal(engine).find("--dtype bfloat16"), std::string::npos);
 }
 
-// Ties are told by place, whatever the configuration says.
+// Ties are recognised by place, whatever the configuration says.
 TEST(ImportRefuses, AHeadThatIsTiedOnOneSideOnly) {
   bool tied_seen = false, untied_seen = false;
   for (const char* golden : model::kGoldenFamilies) {

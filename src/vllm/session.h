@@ -1,7 +1,7 @@
 // Session: the trainer's side of the protocol by which an engine lets its weights be changed.
 //
 // An update is begin() (the engine stands still), write() (from here on the weights may be changed), end() (caches are
-// dropped, the version has its number, the engine goes on). The engine's side watches: if this process dies in between,
+// dropped, the version has its number, the engine resumes). The engine's side watches: if this process dies in between,
 // or takes longer than its lease, the update is undone there, and this process killed.
 //
 // Threads: one at a time, but for wait_closed(). Blocking: each call until the engine answers.
@@ -34,7 +34,7 @@ class Session {
 
   Result<Greeting> hello();
 
-  // `pause` false: the engine goes on meanwhile, and is stopped for a moment at the end.
+  // `pause` false: the engine keeps running, and is paused briefly at the end.
   Status begin(std::chrono::seconds lease, bool pause);
   Status write();
   Status end(int64_t version);

@@ -22,7 +22,7 @@ class MemoryWatch final : public at::Allocator {
   at::DataPtr allocate(size_t n) override {
     raise(largest_, n);
     raise(peak_, held_ += n);
-    // The size stands before the memory, so that whoever frees it, later too, can find it.
+    // The size is stored before the memory, so that whoever frees it, even later, can find it.
     auto* block = static_cast<char*>(std::aligned_alloc(kAlign, (n + 2 * kAlign - 1) / kAlign * kAlign));
     std::memcpy(block, &n, sizeof(n));
     return {block + kAlign, block + kAlign, &release, at::Device(at::kCPU)};

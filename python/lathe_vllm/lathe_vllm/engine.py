@@ -21,7 +21,7 @@ class Engine(Protocol):
     """Every method may raise; the session then tells the trainer, or tries again if it must not give up."""
 
     async def pause(self) -> None:
-        """Returns once no step runs. Requests in flight stay and go on after resume(); all caches of keys, values and states of
+        """Returns once no step runs. Requests in flight stay and continue after resume(); all caches of keys, values and states of
         earlier weights are dropped, so that what was computed so far is computed again."""
 
     async def resume(self) -> None: ...

@@ -1,4 +1,4 @@
-"""vLLM's development routes, as the session beside it uses them."""
+"""vLLM's development routes, as a session outside vLLM uses them."""
 
 import asyncio
 import http.server

@@ -10,7 +10,7 @@ from lathe_vllm.session import SessionServer
 
 
 class Engine:
-    """Writes down what it is asked, and fails as often as it is told."""
+    """Records what it is asked, and fails as often as it is told."""
 
     def __init__(self):
         self.asked = []
