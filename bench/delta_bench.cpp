@@ -36,7 +36,6 @@ using codec::BFloat16;
 using codec::Direction;
 using codec::ElementType;
 using codec::load;
-using codec::TrainedWeights;
 using View = std::span<const std::byte>;
 
 constexpr int kRepeats = 3;

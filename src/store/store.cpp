@@ -1,7 +1,11 @@
 #include "store/store.h"
 
+#include <fcntl.h>
 #include <sqlite3.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <mutex>
 #include <variant>
@@ -73,6 +77,17 @@ class Statement {
   sqlite3_stmt* statement_ = nullptr;
 };
 
+// Conversations are for their owner alone. SQLite gives the files that it keeps beside the database the same mode.
+Status keep_private(const std::string& path) {
+  const int file = ::open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, S_IRUSR | S_IWUSR);
+  if (file < 0) return io_error("cannot open " + path, errno);
+  const bool done =
+      ::fchmod(file, S_IRUSR | S_IWUSR) == 0 || errno == EPERM;  // another user's stays as that one has it
+  const int native = errno;
+  ::close(file);
+  return done ? Status() : Status(io_error("cannot keep " + path + " private", native));
+}
+
 }  // namespace
 
 struct Store::State {
@@ -119,6 +134,7 @@ Store::Store(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Store::~Store() = default;
 
 Result<std::unique_ptr<Store>> Store::open(const std::string& path) {
+  LATHE_TRY(keep_private(path));
   auto state = std::make_unique<State>();
   if (sqlite3_open_v2(path.c_str(), &state->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr) != SQLITE_OK) {
     return Error{Code::kIo, "cannot open " + path + ": " + sqlite3_errmsg(state->db)};

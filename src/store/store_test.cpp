@@ -137,6 +137,18 @@ TEST_F(StoreTest, ThreadsShareIt) {
   EXPECT_EQ(*store->example_count(), 100);
 }
 
+TEST_F(StoreTest, ItsFilesAreForTheirOwnerAlone) {
+  namespace fs = std::filesystem;
+  const auto owner = fs::perms::owner_read | fs::perms::owner_write;
+  std::ofstream(path_).close();  // as an earlier version left it
+  fs::permissions(path_, owner | fs::perms::group_read | fs::perms::others_read);
+  const auto store = std::move(Store::open(path_)).value();
+  ASSERT_TRUE(store->add_example("1", "j").ok());
+  EXPECT_EQ(fs::status(path_).permissions(), owner);
+  ASSERT_TRUE(fs::exists(path_ + "-wal"));
+  EXPECT_EQ(fs::status(path_ + "-wal").permissions(), owner);
+}
+
 TEST_F(StoreTest, AFileThatIsNoDatabaseIsRefused) {
   std::ofstream(path_) << std::string(4096, 'x');
   const auto store = Store::open(path_);
