@@ -123,14 +123,14 @@ def test_learn_and_chat_commands(serve, smollm2):
 
 def test_chat_ends_an_answer_where_it_must(serve, smollm2):
     """At --max-tokens, at the end of the context, or at Ctrl-C; and goes on."""
-    server = serve(smollm2, "--max-context", "96")
+    server = serve(smollm2, "--max-context", "64")  # no room for an answer that ends by itself, which on some machines is a short one
     story = "Count from one to a thousand in words."
     command = [LATHE, "chat", "--server", server.url]
     few = subprocess.run([*command, "--max-tokens", "4"], input=story + "\n", capture_output=True, text=True, timeout=120)
     assert "(cut: no room for more)" in few.stdout
     full = subprocess.run(command, input=f"{story}\n{story}\n{'word ' * 90}\n/new\n{story}\n", capture_output=True, text=True, timeout=120)
     assert full.returncode == 0
-    assert "fills the model's context of 96 tokens; /new starts another" in full.stdout
+    assert "fills the model's context of 64 tokens; /new starts another" in full.stdout
     assert full.stdout.count("(cut: no room for more)") == 2
     server.stop()
 
