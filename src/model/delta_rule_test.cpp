@@ -131,6 +131,8 @@ TEST(DeltaRuleNode, GivesAutogradTheGradient) {
     const auto got = torch::autograd::grad({o}, {leaves.q, leaves.k, leaves.v, leaves.g, leaves.beta}, {p.d_o});
     const DeltaInputs expected = delta_rule_gradient(p.in, start, p.d_o, at::Tensor()).in;
     EXPECT_TRUE(at::equal(got[0], expected.q));
+    EXPECT_TRUE(at::equal(got[1], expected.k));
+    EXPECT_TRUE(at::equal(got[2], expected.v));
     EXPECT_TRUE(at::equal(got[3], expected.g));
     EXPECT_TRUE(at::equal(got[4], expected.beta));
   }

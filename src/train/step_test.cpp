@@ -167,13 +167,18 @@ TEST(Step, RefusesWhatAPathCannotDo) {
   const at::Tensor before = taught.weights();
   const auto examples = make_examples(4);
   StepOptions options = by(GradientPath::kStreaming);
-  EXPECT_FALSE(taught.trainer->propose(examples, options).ok());
-  EXPECT_FALSE(taught.trainer->step(micro_batches(examples, 2), options).ok());
-  EXPECT_FALSE(taught.trainer->step(std::span<const MicroBatch>(), options).ok());
+  // Each for its own reason.
+  const auto expect_refusal = [](const auto& result, const std::string& reason) {
+    ASSERT_FALSE(result.ok());
+    EXPECT_NE(result.error().message.find(reason), std::string::npos) << result.error().message;
+  };
+  expect_refusal(taught.trainer->propose(examples, options), "there is no proposal");
+  expect_refusal(taught.trainer->step(micro_batches(examples, 2), options), "written once each");
+  expect_refusal(taught.trainer->step(std::span<const MicroBatch>(), options), "no example to learn from");
   for (const GradientPath path : {GradientPath::kFactored, GradientPath::kStreaming, GradientPath::kDense}) {
     options = by(path);
     options.learning_rate = -1;
-    EXPECT_FALSE(taught.trainer->step(examples, options).ok());
+    expect_refusal(taught.trainer->step(examples, options), "learning rate");
   }
   EXPECT_TRUE(at::equal(taught.weights(), before));
   EXPECT_EQ(taught.trainer->optimizer().updates(), 0);
