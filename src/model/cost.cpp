@@ -38,12 +38,12 @@ int64_t Cost::context(int64_t rows, int64_t sequences) const {
 }
 
 int64_t Cost::layer(int64_t rows, int64_t longest, bool graph) const {
-  const int64_t d = config_.hidden_size, inner = mlp_row(config_);
+  const int64_t d = config_.hidden_size;
   const int64_t mixer = std::max(attention_row(config_), config_.has_delta() ? delta_row(config_) : 0);
-  if (!graph) return rows * ((3 * d + 2 * mixer + inner) * element_ + d * 4);
+  if (!graph) return rows * ((3 * d + 2 * mixer + mlp_row(config_)) * element_ + d * 4);
   // The mask of attention, and its fp32 twin.
   const int64_t mask = std::min(rows, longest) * longest * (1 + element_);
-  return rows * ((10 * d + 5 * mixer + inner * 8 / 3) * element_ + 4 * d * 4) + mask;
+  return rows * ((10 * d + 5 * mixer + mlp_graph(config_)) * element_ + 4 * d * 4) + mask;
 }
 
 int64_t Cost::logits() const {

@@ -35,6 +35,10 @@ int64_t mlp_row(const ModelConfig& c) {
   return 3 * c.intermediate_size;
 }
 
+int64_t mlp_graph(const ModelConfig& c) {
+  return 8 * c.intermediate_size;
+}
+
 int64_t mlp_kept(const ModelConfig& c) {
   return 3 * c.intermediate_size;
 }

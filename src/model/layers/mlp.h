@@ -28,6 +28,7 @@ at::Tensor mlp(const Pass& pass, const MlpParameters& p, const at::Tensor& h);
 
 // What it costs, in elements of the compute dtype: for a row while it is computed; for a live row, what autograd keeps.
 int64_t mlp_row(const ModelConfig& config);
+int64_t mlp_graph(const ModelConfig& config);  // a row with what autograd keeps and its gradients
 int64_t mlp_kept(const ModelConfig& config);
 
 }  // namespace lathe::model
