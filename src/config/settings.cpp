@@ -90,12 +90,12 @@ Status Setting::set(const std::string& text) const {
   struct Take {
     const Setting& setting;
     const std::string& text;
-    Status operator()(std::string* value) const { return set_text(setting, *value, text); }
-    Status operator()(int* value) const { return set_number(setting, *value, text); }
-    Status operator()(int64_t* value) const { return set_number(setting, *value, text); }
-    Status operator()(double* value) const { return set_number(setting, *value, text); }
-    Status operator()(bool* value) const { return set_bool(*value, text); }
-    Status operator()(std::vector<std::string>* value) const { return *value = split(text), Status(); }
+    Status operator()(std::string* target) const { return set_text(setting, *target, text); }
+    Status operator()(int* target) const { return set_number(setting, *target, text); }
+    Status operator()(int64_t* target) const { return set_number(setting, *target, text); }
+    Status operator()(double* target) const { return set_number(setting, *target, text); }
+    Status operator()(bool* target) const { return set_bool(*target, text); }
+    Status operator()(std::vector<std::string>* target) const { return *target = split(text), Status(); }
   };
   return std::visit(Take{*this, text}, value);
 }
@@ -109,14 +109,14 @@ Status Setting::set(const std::vector<std::string>& list) const {
 
 std::string Setting::text() const {
   struct Show {
-    std::string operator()(const std::string* value) const { return *value; }
-    std::string operator()(const int* value) const { return std::to_string(*value); }
-    std::string operator()(const int64_t* value) const { return std::to_string(*value); }
-    std::string operator()(const double* value) const { return number_text(*value); }
-    std::string operator()(const bool* value) const { return *value ? "true" : "false"; }
-    std::string operator()(const std::vector<std::string>* value) const {
+    std::string operator()(const std::string* source) const { return *source; }
+    std::string operator()(const int* source) const { return std::to_string(*source); }
+    std::string operator()(const int64_t* source) const { return std::to_string(*source); }
+    std::string operator()(const double* source) const { return number_text(*source); }
+    std::string operator()(const bool* source) const { return *source ? "true" : "false"; }
+    std::string operator()(const std::vector<std::string>* source) const {
       std::string all;
-      for (const std::string& item : *value) all += (all.empty() ? "" : ",") + item;
+      for (const std::string& item : *source) all += (all.empty() ? "" : ",") + item;
       return all;
     }
   };
