@@ -20,6 +20,7 @@
 #include "model/config.h"
 #include "model/model.h"
 #include "text/text.h"
+#include "train/estimate.h"
 #include "vllm/session.h"
 
 namespace lathe::cli {
@@ -128,10 +129,31 @@ class Doctor {
     findings_.push_back(
         {"disk", free.ok() && *free > bytes + (64 << 20),
          free.ok() ? mebibytes(*free) + " free; a sync needs up to " + mebibytes(bytes) : free.error().message});
+    memory(bytes);
+  }
+
+  // By the estimate that a running server refuses lessons by.
+  void memory(uint64_t weights) {
     const auto available = static_cast<uint64_t>(available_bytes());
-    findings_.push_back(
-        {"memory", available > 2 * bytes,
-         mebibytes(available) + " available now; weights and a correction need about " + mebibytes(bytes * 2)});
+    const auto shapes = model::load_model(env_, directory_, {.device = at::kMeta});
+    if (!shapes.ok()) {
+      findings_.push_back({"memory", false, mebibytes(available) + " available now; " + shapes.error().message});
+      return;
+    }
+    const auto lesson = [&](int64_t tokens) {
+      data::Example example{.tokens = std::vector<int32_t>(static_cast<size_t>(tokens), 0),
+                            .weights = std::vector<float>(static_cast<size_t>(tokens), 0)};
+      std::fill(example.weights.end() - tokens / 2, example.weights.end(), 1.0F);
+      train::StepOptions step;
+      step.kept_bytes = int64_t{512} << 20;  // as on a CPU
+      return static_cast<uint64_t>(
+          train::estimate_lesson(shapes->model->config(), *shapes->store, {}, step, {&example, 1}));
+    };
+    const uint64_t small = lesson(100), large = lesson(1000);
+    findings_.push_back({"memory", available > weights + small,
+                         mebibytes(available) + " available now; the weights need " + mebibytes(weights) +
+                             ", and on a CPU a lesson of 100 tokens, half of them taught, about " + mebibytes(small) +
+                             " more, one of 1,000 about " + mebibytes(large)});
   }
 
   void text() {

@@ -61,6 +61,14 @@ Run add_learn(CLI::App& app) {
     }
     if (options->json) {
       std::printf("%s\n", result->dump(2).c_str());
+    } else if (result->value("status", "") == "nothing_to_do") {
+      std::printf("nothing to do: the loss is %.3f already; version %ld\n", result->value("loss_before", 0.0),
+                  static_cast<long>(result->value("version", 0)));
+    } else if (result->value("status", "") == "not_learned") {
+      std::fprintf(stderr, "not learned: loss %.3f -> %.3f in %ld steps, version %ld; `lathe rollback` undoes it\n",
+                   result->value("loss_before", 0.0), result->value("loss_after", 0.0),
+                   static_cast<long>(result->value("steps", 0)), static_cast<long>(result->value("version", 0)));
+      return 1;
     } else {
       std::printf(
           "learned in %.2f s: version %ld, loss %.3f -> %.3f, %ld steps, %ld graded tokens, longest pause %.0f ms\n",

@@ -17,13 +17,14 @@ using Json = nlohmann::ordered_json;
 struct Options {
   std::string directory, api_key;
   std::optional<int64_t> version;
-  bool materialize = false, json = false;
+  bool redo = false, materialize = false, json = false;
 };
 
 Result<Json> roll_back(const Options& options) {
   io::Env& env = io::posix_env();
   if (const std::string server = running_server(env, options.directory); !server.empty()) {
     auto client = LATHE_TRY(Client::create(server, options.api_key));
+    if (options.redo) return client.post("/v1/redo", Json::object());
     return client.post("/v1/rollback", options.version ? Json{{"version", *options.version}} : Json::object());
   }
   const auto lock = LATHE_TRY(delta::lock_directory(env, options.directory));
@@ -31,7 +32,8 @@ Result<Json> roll_back(const Options& options) {
   history::SyncOptions how;
   how.materialize = options.materialize;
   how.apply.progress = bar.callback();
-  const auto done = LATHE_TRY(history::rollback(env, options.directory, options.version, {}, how));
+  const auto done = LATHE_TRY(options.redo ? history::redo(env, options.directory, {}, how)
+                                           : history::rollback(env, options.directory, options.version, {}, how));
   return Json{{"version", done.version}, {"previous", done.previous},       {"restores", done.restores.value_or(0)},
               {"root", done.root.hex()}, {"delta_bytes", done.delta_bytes}, {"bytes_written", done.bytes_written},
               {"seconds", done.seconds}};
@@ -44,7 +46,11 @@ Run add_rollback(CLI::App& app) {
   app.add_option("MODEL_DIR", options->directory,
                  "The model directory; of a running server, the live weights go back too")
       ->required();
-  app.add_option("VERSION", options->version, "Whose weights to put back (`lathe log`); default: the version before");
+  auto* version =
+      app.add_option("VERSION", options->version,
+                     "Whose weights to put back (`lathe log`); default: the last lesson is undone, then the "
+                     "one before it");
+  app.add_flag("--redo", options->redo, "Take the latest rollback back instead")->excludes(version);
   app.add_option("--api-key", options->api_key, "Key of the running server, if any")->envname("LATHE_API_KEY");
   app.add_flag("--materialize", options->materialize, "Replace shards that are symbolic links by copies first");
   app.add_flag("--json", options->json, "Print the result as JSON");
@@ -52,9 +58,10 @@ Run add_rollback(CLI::App& app) {
     return report(
         "rollback", options->json, [&] { return roll_back(*options); },
         [&](const Json& result) {
-          std::printf("%s now holds version %ld, with the weights of version %ld; the next rollback undoes it\n",
-                      options->directory.c_str(), static_cast<long>(result.value("version", int64_t{0})),
-                      static_cast<long>(result.value("restores", int64_t{0})));
+          std::printf("%s now holds version %ld, with the weights of version %ld%s\n", options->directory.c_str(),
+                      static_cast<long>(result.value("version", int64_t{0})),
+                      static_cast<long>(result.value("restores", int64_t{0})),
+                      options->redo ? "" : "; --redo takes this back");
         });
   };
 }

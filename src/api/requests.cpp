@@ -204,7 +204,8 @@ Result<LearnExample> read_example(const Json& json, Fields& fields, bool all_by_
 Result<LearnExample> read_correction(Fields& fields, const FindConversation& find) {
   const auto id = fields.text("completion"), answer = fields.text("answer");
   LATHE_TRY(fields.status());
-  if (!answer || answer->empty()) return invalid_argument("'answer' is missing: what the model should have said");
+  if (!answer || answer->find_first_not_of(" \t\r\n") == std::string::npos)
+    return invalid_argument("'answer' is missing: what the model should have said");
   const std::string found = LATHE_TRY(find(*id));
   Json conversation = LATHE_TRY(parse_object(found, "the kept conversation"));
   conversation["messages"].push_back({{"role", "assistant"}, {"content", *answer}});
@@ -215,11 +216,27 @@ Result<LearnExample> read_correction(Fields& fields, const FindConversation& fin
   return example;
 }
 
+// An answer of nothing is a slip: it would teach the model to end at once. One that calls tools says nothing and does
+// something.
+Status refuse_empty_answers(const LearnExample& example) {
+  size_t turn = 0;
+  for (size_t i = 0; i < example.messages.size(); ++i) {
+    const text::Message& message = example.messages[i];
+    if (message.role != "assistant" || example.turn_weights[turn++] <= 0) continue;
+    const bool blank = message.content.find_first_not_of(" \t\r\n") == std::string::npos;
+    if (blank && message.json.empty())
+      return invalid_argument("'messages[" + std::to_string(i) + "].content' is empty: there is nothing to teach");
+  }
+  return {};
+}
+
 // A conversation, or a correction.
 Result<LearnExample> read_lesson(const Json& json, Fields& fields, const FindConversation& find) {
   if (fields.has("completion")) return read_correction(fields, find);
   fields.has("messages");
-  return read_example(json, fields);
+  LearnExample example = LATHE_TRY(read_example(json, fields));
+  LATHE_TRY(refuse_empty_answers(example));
+  return example;
 }
 
 }  // namespace
@@ -230,6 +247,15 @@ Result<int64_t> parse_limit(const std::string& text) {
   const bool whole = text.empty() || (error == std::errc() && end == text.data() + text.size());
   if (!whole || limit < 1 || limit > 100) return invalid_argument("'limit' must be an integer from 1 to 100");
   return limit;
+}
+
+Result<std::optional<int64_t>> parse_before(const std::string& text) {
+  if (text.empty()) return std::optional<int64_t>();
+  int64_t before = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), before);
+  if (error != std::errc() || end != text.data() + text.size() || before < 0)
+    return invalid_argument("'before' must be the number of a version");
+  return std::optional(before);
 }
 
 Result<ChatRequest> parse_chat(std::string_view body) {
@@ -299,6 +325,7 @@ Result<LearnRequest> parse_learn(std::string_view body, const FindConversation& 
   request.learning_rate = fields.number("lr");
   request.until_loss = fields.number("until_loss");
   request.wait = fields.flag("wait").value_or(true);
+  request.durable = fields.flag("durable").value_or(false);
   const std::string context = fields.text("context").value_or("frozen");
   if (context != "frozen" && context != "exact") fields.complain("context", "must be \"frozen\" or \"exact\"");
   request.context = context == "exact" ? data::ContextMode::kExact : data::ContextMode::kFrozen;

@@ -75,13 +75,17 @@ struct LearnRequest {
   data::ContextMode context = data::ContextMode::kFrozen;
   bool report_tensors = false;  // "report": "tensors"
   bool wait = true;
+  bool durable = false;  // answer when it is durable, not before
 };
 
-// The version whose weights to put back; nothing: the one before. An empty body will do.
+// The version whose weights to put back; nothing: the last lesson is undone. An empty body will do.
 Result<std::optional<int64_t>> parse_rollback(std::string_view body);
 
 // "?limit=" of a list: 1 to 100; empty: 20.
 Result<int64_t> parse_limit(const std::string& text);
+
+// "?before=" of a list of versions; empty: nothing.
+Result<std::optional<int64_t>> parse_before(const std::string& text);
 
 Result<ChatRequest> parse_chat(std::string_view body);
 Result<CompletionRequest> parse_completion(std::string_view body);

@@ -1,8 +1,10 @@
 #include "api/responses.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "api/fields.h"
+#include "http/error_body.h"
 
 namespace lathe::api {
 namespace {
@@ -80,11 +82,84 @@ Json model_json(const std::string& model, int64_t created, int64_t max_context) 
       {"id", model}, {"object", "model"}, {"created", created}, {"owned_by", "lathe"}, {"max_model_len", max_context}};
 }
 
-Json job_json(const store::Job& job) {
+// Error codes are stored by name.
+Code code_named(std::string name) {
+  std::replace(name.begin(), name.end(), '_', ' ');
+  for (int code = 0; code <= static_cast<int>(Code::kInternal); ++code) {
+    if (code_name(static_cast<Code>(code)) == name) return static_cast<Code>(code);
+  }
+  return Code::kInternal;
+}
+
+constexpr size_t kShown = 200;  // bytes of a text in a list
+
+// Whole characters of the first bytes.
+std::string beginning(const std::string& text) {
+  if (text.size() <= kShown) return text;
+  size_t end = kShown;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return text.substr(0, end) + "...";
+}
+
+std::string content_of(const Json& message) {
+  if (!message.is_object() || !message.contains("content")) return "";
+  const Json& content = message["content"];
+  return content.is_string() ? content.get<std::string>() : content.is_null() ? "" : content.dump();
+}
+
+// The beginning of what one example asked and answered.
+Json taught_json(const Json& example) {
+  if (!example.is_object()) return nullptr;
+  if (example.contains("completion")) {
+    return {{"completion", example["completion"]},
+            {"answer", beginning(example.contains("answer") && example["answer"].is_string()
+                                     ? example["answer"].get<std::string>()
+                                     : "")}};
+  }
+  Json taught = {{"question", ""}, {"answer", ""}};
+  if (!example.contains("messages") || !example["messages"].is_array()) return taught;
+  for (const Json& message : example["messages"]) {
+    const std::string role = message.is_object() && message.contains("role") && message["role"].is_string()
+                                 ? message["role"].get<std::string>()
+                                 : "";
+    if (role == "user") taught["question"] = beginning(content_of(message));
+    if (role == "assistant") taught["answer"] = beginning(content_of(message));
+  }
+  return taught;
+}
+
+Json job_json(const store::Job& job, int64_t durable_version) {
+  const store::Learned& l = job.learned;
+  const bool finished = job.finished_at > 0;
   Json json = {{"id", job.id}, {"object", "learn.job"}, {"status", job.state}, {"created_at", job.created_at}};
-  if (job.finished_at > 0) json["finished_at"] = job.finished_at;
-  const Json result = parsed(job.result_json);  // named: items() of a temporary would outlive it
-  for (const auto& [name, value] : result.items()) json[name] = value;
+  if (finished) json["finished_at"] = job.finished_at;
+  const Json request = parsed(job.request_json);
+  const bool several = request.contains("examples") && request["examples"].is_array();
+  json["examples"] = several ? request["examples"].size() : 1;
+  json["taught"] = taught_json(several && !request["examples"].empty() ? request["examples"][0] : request);
+  if (!job.relearns.empty()) json["relearns"] = job.relearns;
+  if (!job.relearned_by.empty()) json["relearned_by"] = job.relearned_by;
+  // A job of a store that a crash cut off may have no figures.
+  if (finished && l.tokens > 0) {
+    json["version"] = l.version;
+    json["previous_version"] = l.previous_version;
+    json["durable"] =
+        job.lost_versions == 0 && job.pending_versions == 0 && (l.steps > 0 || l.version <= durable_version);
+    json["steps"] = l.steps;
+    json["graded_tokens"] = l.graded_tokens;
+    json["tokens"] = l.tokens;
+    json["loss_before"] = l.loss_before;
+    json["loss_after"] = l.loss_after;
+    json["seconds"] = l.seconds;
+    json["pause_ms"] = l.pause_ms;
+    json["changed_fraction"] = l.changed_fraction;
+    json["realised_update"] = l.realised;
+  }
+  if (job.lost_versions > 0) json["lost_versions"] = job.lost_versions;
+  if (!job.error.empty()) {
+    const Error error{code_named(job.error_code), job.error};
+    json["error"] = Json::parse(http::error_body(error).json)["error"];
+  }
   return json;
 }
 
@@ -177,19 +252,9 @@ std::string prompt_text(const std::string& text) {
   return dump({{"prompt", text}});
 }
 
-std::string learn_result(const LearnResult& r) {
-  Json json = {{"version", r.version},
-               {"previous_version", r.previous_version},
-               {"steps", r.steps},
-               {"graded_tokens", r.graded_tokens},
-               {"tokens", r.tokens},
-               {"loss_before", r.loss_before},
-               {"loss_after", r.loss_after},
-               {"seconds", r.seconds},
-               {"pause_ms", r.pause_ms},
-               {"changed_fraction", r.changed_fraction},
-               {"realised_update", r.realised}};
-  for (const TensorChange& t : r.tensors) {
+std::string job_body(const store::Job& job, int64_t durable_version, const std::vector<store::TensorChange>& tensors) {
+  Json json = job_json(job, durable_version);
+  for (const store::TensorChange& t : tensors) {
     json["tensors"].push_back({{"name", t.name},
                                {"gradient_norm", t.gradient_norm},
                                {"update_norm", t.update_norm},
@@ -200,17 +265,10 @@ std::string learn_result(const LearnResult& r) {
   return dump(json);
 }
 
-std::string job_body(const store::Job& job) {
-  return dump(job_json(job));
-}
-
-std::string job_list(const std::vector<store::Job>& jobs) {
+std::string job_list(const std::vector<store::Job>& jobs, bool more, int64_t durable_version) {
   Json data = Json::array();
-  for (const store::Job& job : jobs) {
-    data.push_back(job_json(job));
-    data.back().erase("tensors");  // hundreds of rows each: GET of the one job has them
-  }
-  return dump({{"object", "list"}, {"data", data}});
+  for (const store::Job& job : jobs) data.push_back(job_json(job, durable_version));
+  return dump({{"object", "list"}, {"data", data}, {"has_more", more}});
 }
 
 std::string kept_completion(const store::Completion& completion) {
@@ -223,22 +281,34 @@ std::string completion_list(const std::vector<store::Completion>& completions) {
   return dump({{"object", "list"}, {"data", data}});
 }
 
-std::string version_list(const std::vector<store::Version>& versions, int64_t live, int64_t on_disk) {
-  Json data = Json::array();
-  for (const store::Version& v : versions) {
-    data.push_back({{"version", v.version},
-                    {"job", or_null(v.job_id)},
-                    {"created_at", v.created_at},
-                    {"loss", v.loss},
-                    {"lr", v.learning_rate},
-                    {"changed_fraction", v.changed_fraction},
-                    {"synced", v.synced}});
+std::string version_list(const VersionList& list) {
+  Json data = Json::array(), lost = Json::array();
+  for (const VersionEntry& v : list.entries) {
+    Json json = {{"version", v.version}, {"kind", v.kind}, {"durable", v.durable}, {"created_at", v.created_at}};
+    if (v.steps > 0) {
+      json["first"] = v.first;
+      json["steps"] = v.steps;
+      json["jobs"] = v.jobs;
+      json["loss"] = v.loss;
+      json["lr"] = v.learning_rate;
+      json["changed_fraction"] = v.changed_fraction;
+    }
+    if (v.restores) json["restores"] = *v.restores;
+    if (!v.note.empty()) json["note"] = v.note;
+    data.push_back(std::move(json));
   }
-  return dump({{"object", "list"}, {"live", live}, {"on_disk", on_disk}, {"data", data}});
+  for (const store::Version& v : list.lost)
+    lost.push_back({{"version", v.version}, {"job", or_null(v.job_id)}, {"created_at", v.created_at}});
+  return dump({{"object", "list"},
+               {"live", list.live},
+               {"on_disk", list.on_disk},
+               {"data", data},
+               {"has_more", list.more},
+               {"lost", lost}});
 }
 
 std::string sync_body(const SyncResult& r) {
-  Json json = {{"object", r.restores ? "rollback" : "sync"}, {"version", r.version}};
+  Json json = {{"object", !r.restores ? "sync" : r.redo ? "redo" : "rollback"}, {"version", r.version}};
   if (r.restores) json["restores"] = *r.restores;
   json["delta_bytes"] = r.delta_bytes;
   json["bytes_written"] = r.bytes_written;
@@ -249,13 +319,14 @@ std::string sync_body(const SyncResult& r) {
 }
 
 std::string health_body(const Health& h) {
-  return dump({{"status", "ok"},
+  return dump({{"status", h.torn ? "torn" : "ok"},
                {"model", h.model},
                {"version", h.version},
                {"synced_version", h.synced_version},
                {"running", h.running},
                {"waiting", h.waiting},
                {"learning", h.learning},
+               {"lost", h.lost},
                {"uptime_seconds", h.uptime_seconds}});
 }
 

@@ -53,46 +53,41 @@ std::string model_card(const std::string& model, int64_t created, int64_t max_co
 std::string token_list(const std::vector<int32_t>& tokens, int64_t max_context);
 std::string prompt_text(const std::string& text);
 
-// What one step did to one tensor.
-struct TensorChange {
-  std::string name;
-  double gradient_norm = 0;
-  double update_norm = 0;  // of the intended change, over the learning rate
-  double limiter = 1;      // what the norm-growth limiter divided the update by
-  double changed_fraction = 0;
-  double realised = 1;  // realised / intended update
-};
-
-// What a learn job did.
-struct LearnResult {
-  int64_t previous_version = 0;
-  int64_t version = 0;
-  int64_t steps = 0;
-  int64_t graded_tokens = 0;
-  int64_t tokens = 0;
-  double loss_before = 0;
-  double loss_after = 0;
-  double seconds = 0;
-  double pause_ms = 0;                // the longest time that one commit kept the server waiting
-  double changed_fraction = 0;        // of the weights, mean per step
-  double realised = 0;                // realised / intended update
-  std::vector<TensorChange> tensors;  // by the last step; empty if nobody asked
-};
-std::string learn_result(const LearnResult& result);
-// `job` with its result or error merged in.
-std::string job_body(const store::Job& job);
-std::string job_list(const std::vector<store::Job>& jobs);
+// A lesson: what was taught, what became of it, and whether it is on disk. `durable_version`: of the directory.
+// `tensors`: for the one job that is asked for.
+std::string job_body(const store::Job& job, int64_t durable_version,
+                     const std::vector<store::TensorChange>& tensors = {});
+std::string job_list(const std::vector<store::Job>& jobs, bool more, int64_t durable_version);
 // A chat completion that was kept, in OpenAI's shape for stored ones, with the conversation and the weights' version.
 std::string kept_completion(const store::Completion& completion);
 std::string completion_list(const std::vector<store::Completion>& completions);
-std::string version_list(const std::vector<store::Version>& versions, int64_t live, int64_t on_disk);
 
-// Of a sync or a rollback.
+// A version that can be restored.
+struct VersionEntry {
+  int64_t version = 0, first = 0;  // the steps in it
+  std::string kind;
+  std::vector<std::string> jobs;
+  std::optional<int64_t> restores;
+  std::string note;
+  int64_t steps = 0;
+  double created_at = 0, loss = 0, learning_rate = 0, changed_fraction = 0;
+  bool durable = true;
+};
+struct VersionList {
+  int64_t live = 0, on_disk = 0;
+  std::vector<VersionEntry> entries;
+  bool more = false;
+  std::vector<store::Version> lost;  // and gone for good
+};
+std::string version_list(const VersionList& list);
+
+// Of a sync, a rollback or a redo.
 struct SyncResult {
   int64_t version = 0;
-  std::optional<int64_t> restores;  // of a rollback: whose weights these are
-  uint64_t delta_bytes = 0;         // of the delta file; 0 if there was nothing to do
-  uint64_t bytes_written = 0;       // into shards
+  std::optional<int64_t> restores;  // of a rollback or redo: whose weights these are
+  bool redo = false;
+  uint64_t delta_bytes = 0;    // of the delta file; 0 if the version was durable before this server started
+  uint64_t bytes_written = 0;  // into shards
   int64_t shards_written = 0;
   double durable_seconds = 0;  // until the version could no longer be lost
   double seconds = 0;          // until the shards held it
@@ -102,7 +97,9 @@ std::string sync_body(const SyncResult& result);
 struct Health {
   std::string model;
   int64_t version = 0, synced_version = 0;
+  bool torn = false;  // the weights are of no version
   int64_t running = 0, waiting = 0, learning = 0;
+  std::vector<std::string> lost = {};  // lessons that are gone and were not learned again
   double uptime_seconds = 0;
 };
 std::string health_body(const Health& health);

@@ -7,17 +7,16 @@
 #include "base/hash.h"
 
 namespace lathe::api {
-namespace {
 
-Result<data::Example> tokenise(const LearnExample& parsed, const text::Text& text, int64_t vocab_size,
-                               int64_t max_positions) {
-  text::GradedTokens graded = LATHE_TRY(text.graded(parsed.messages, parsed.turn_weights, parsed.render));
-  data::Example example{.tokens = std::move(graded.ids), .weights = std::move(graded.weights)};
+Result<text::GradedTokens> graded_tokens(const LearnExample& example, const text::Text& text) {
+  return text.graded(example.messages, example.turn_weights, example.render);
+}
+
+Result<data::Example> to_example(const text::GradedTokens& graded, int64_t vocab_size, int64_t max_positions) {
+  data::Example example{.tokens = graded.ids, .weights = graded.weights};
   LATHE_TRY(data::validate(example, vocab_size, max_positions));
   return example;
 }
-
-}  // namespace
 
 Result<TrainingFile> read_training_file(const std::string& path, TrainingFormat format, const text::Text& text,
                                         int64_t vocab_size, int64_t max_positions) {
@@ -26,7 +25,8 @@ Result<TrainingFile> read_training_file(const std::string& path, TrainingFormat 
   TrainingFile out;
   Blake3 hash;
   const auto add = [&](const LearnExample& parsed) -> Status {
-    out.examples.push_back(LATHE_TRY(tokenise(parsed, text, vocab_size, max_positions)));
+    const text::GradedTokens graded = LATHE_TRY(graded_tokens(parsed, text));
+    out.examples.push_back(LATHE_TRY(to_example(graded, vocab_size, max_positions)));
     return {};
   };
   int64_t number = 0;

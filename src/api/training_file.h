@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "api/requests.h"
 #include "base/result.h"
 #include "data/example.h"
 #include "text/text.h"
@@ -24,6 +25,11 @@ struct TrainingFile {
   std::vector<data::Example> examples;
   std::string hash;  // BLAKE3 of the file's bytes, hexadecimal
 };
+
+// The one way from a conversation to what is taught: its graded tokens, and the example made of them (which may be
+// those of another tokenizer). Refuses what a model of these limits cannot take (data::validate).
+Result<text::GradedTokens> graded_tokens(const LearnExample& example, const text::Text& text);
+Result<data::Example> to_example(const text::GradedTokens& graded, int64_t vocab_size, int64_t max_positions);
 
 // Every example is valid for a model of these limits (data::validate). Empty lines are skipped; a file without any
 // example is refused.

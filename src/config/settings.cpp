@@ -161,8 +161,18 @@ std::vector<Setting> server_settings(Settings& s) {
        "Latest chat completions kept in MODEL_DIR/.lathe, so that they can be corrected by id; 0: none",
        &s.keep_completions, 0, kMost},
       {"max-learning", learning, "Learning jobs queued before 429", &s.max_learning, 1, 10000},
-      {"sync-seconds", learning, "How often changed weights become durable; 0: on demand and at shutdown only",
+      {.name = "history",
+       .group = learning,
+       .help = "What is one version on disk: each lesson, made durable right after it, or all of an interval "
+               "(sync-seconds), for models where a sync takes long",
+       .value = &s.history,
+       .choices = {"lesson", "interval"}},
+      {"sync-seconds", learning,
+       "How long a change may wait until it is durable (with history=lesson: within one lesson); 0: on demand, at "
+       "shutdown, and before the next lesson only",
        &s.sync_seconds, 0, kMost},
+      {"lesson-memory", learning, "MiB that a lesson may take beside the model, by estimate; 0: what is free",
+       &s.lesson_memory, 0, 1 << 30},
       {"materialize", learning,
        "Replace shards that are symbolic links (a Hugging Face cache) by copies at the first sync", &s.materialize},
   };

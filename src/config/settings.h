@@ -41,7 +41,9 @@ struct Settings {
   bool train_embeddings = true;
   int64_t keep_completions = 1000;  // latest answers kept so that they can be corrected by name; 0: none
   int64_t max_learning = 16;        // jobs queued; beyond, 429
-  int64_t sync_seconds = 600;       // how often changed weights become durable; 0: only on demand and at shutdown
+  std::string history = "lesson";   // what can be undone by itself: every lesson, or the lessons of an interval
+  int64_t sync_seconds = 600;       // how long a change may wait to become durable (teach/teacher.h)
+  int64_t lesson_memory = 0;        // MiB that a lesson may take beside the model; 0: what is free
   bool materialize = false;         // replace shards that are symbolic links by copies, instead of refusing to sync
 };
 

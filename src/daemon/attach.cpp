@@ -3,19 +3,17 @@
 #include <ATen/Parallel.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <filesystem>
-#include <thread>
 
 #include "base/log.h"
-#include "daemon/learner.h"
-#include "daemon/learning_routes.h"
+#include "daemon/life_cycle.h"
 #include "daemon/process.h"
 #include "daemon/routes.h"
-#include "daemon/weight_holder.h"
 #include "gpu/device.h"
 #include "gpu/ipc_memory.h"
-#include "history/sync.h"
-#include "http/server.h"
+#include "teach/holder.h"
 #include "text/foreign_tokens.h"
 #include "vllm/import.h"
 #include "vllm/proxy.h"
@@ -23,29 +21,6 @@
 
 namespace lathe::daemon {
 namespace {
-
-// How long one change of the weights may take before vLLM's plugin takes this process for hung, and ends it.
-constexpr std::chrono::seconds kLease{120};
-
-class VllmWeights final : public WeightHolder {
- public:
-  VllmWeights(vllm::Session& session, bool live) : session_(session), live_(live) {}
-
-  Status begin() override {
-    LATHE_TRY(session_.begin(kLease, !live_));
-    const Status writing = session_.write();
-    if (!writing.ok()) [[maybe_unused]]
-      const Status aborted = session_.abort();
-    return writing;
-  }
-  Status end(int64_t version) override { return session_.end(version); }
-  Status abandon() override { return session_.abort(); }
-  Status durable() override { return session_.durable(); }
-
- private:
-  vllm::Session& session_;
-  const bool live_;
-};
 
 Error no_directory(const std::string& named) {
   return invalid_argument("vLLM was started with '" + named +
@@ -61,7 +36,7 @@ Result<std::string> shared_directory(const std::string& asked, const std::string
   const bool visible = std::filesystem::exists(served, unused);
   if (visible && !std::filesystem::equivalent(directory, served, unused)) {
     return invalid_argument("vLLM serves " + served + ", not " + directory +
-                            "; leave MODEL_DIR away, or start vLLM with that directory");
+                            "; omit MODEL_DIR, or start vLLM with that directory");
   }
   return directory;
 }
@@ -140,15 +115,6 @@ LearningRoutes::Grade grade(const text::Text& text, const AttachOptions& options
   };
 }
 
-std::string health(const Learner& learner, const std::string& model, std::chrono::steady_clock::time_point started) {
-  const std::chrono::duration<double> uptime = std::chrono::steady_clock::now() - started;
-  return api::health_body({.model = model,
-                           .version = learner.version(),
-                           .synced_version = learner.synced_version(),
-                           .learning = learner.queued(),
-                           .uptime_seconds = uptime.count()});
-}
-
 }  // namespace
 
 Result<Imported> import_manifest(io::Env& env, const std::string& asked, const vllm::Manifest& manifest) {
@@ -184,7 +150,6 @@ Status compare_tokens(const text::Text& text, const vllm::Server& server) {
 Status attach(const AttachOptions& options, config::Settings settings, const std::function<void(int port)>& ready) {
   const Signals signals;
   io::Env& env = io::posix_env();
-  const auto started = std::chrono::steady_clock::now();
   if (settings.compute_threads > 0) at::set_num_threads(settings.compute_threads);
   const std::string socket = options.socket.empty() ? LATHE_TRY(options.server.socket_path()) : options.socket;
   vllm::Session session = LATHE_TRY(vllm::Session::connect(socket));
@@ -202,48 +167,39 @@ Status attach(const AttachOptions& options, config::Settings settings, const std
   if (!options.server.url.empty()) LATHE_TRY(settle_tokens(text, options));
   const auto store = LATHE_TRY(store::Store::open(directory + "/.lathe/lathe.db"));
 
-  weights::Gate gate;  // nobody else in this process reads the weights
-  VllmWeights holder(session, options.live);
-  Learner learner(imported.loaded, gate, *store, env, directory, settings, on_disk, &holder);
-  if (adopt) learner.adopt();
-  const std::string name = settings.served_name.empty() ? name_of(directory) : settings.served_name;
-  LearningRoutes learning(text, imported.loaded.model->config(), learner, *store, settings, grade(text, options));
+  teach::SessionHolder holder(session, options.live);
+  const auto cycle = LATHE_TRY(LifeCycle::create({.env = env,
+                                                  .directory = directory,
+                                                  .text = text,
+                                                  .loaded = imported.loaded,
+                                                  .holder = holder,
+                                                  .store = *store,
+                                                  .on_disk = on_disk,
+                                                  .adopt = adopt,
+                                                  .grade = grade(text, options)},
+                                                 settings));
   vllm::Proxy proxy(
-      options.server, [&] { return learner.version(); }, *store, settings.keep_completions);
-  http::Server server(server_options(settings));
-  learning.add_routes(server);
+      options.server, [&] { return cycle->teacher().version(); }, *store, settings.keep_completions);
   if (options.proxy) {
-    proxy.add_routes(server);
+    proxy.add_routes(cycle->server());
   } else {
-    learning.add_text_routes(server);
+    cycle->learning().add_text_routes(cycle->server());
   }
-  server.route("GET", "/healthz",
-               [&](const http::Request&) { return http::Response{.body = health(learner, name, started)}; });
+  cycle->server().route("GET", "/healthz", [&](const http::Request&) {
+    return http::Response{.body = api::health_body(cycle->health())};
+  });
   log::info("attached to " + manifest.engine + " " + manifest.engine_version + ", " +
             std::to_string(imported.loaded.store->element_count() / 1'000'000) + " M parameters of " + directory +
             ", version " + std::to_string(on_disk));
 
-  Status last_sync;
   std::atomic<bool> gone = false;
-  {
-    std::jthread teaching([&](std::stop_token stop) { last_sync = learner.run(stop); });
-    std::jthread watching([&](std::stop_token stop) {
-      while (!stop.stop_requested() && !gone) gone = session.wait_closed(std::chrono::milliseconds(200));
-      if (gone) ::kill(::getpid(), SIGTERM);
-    });
-    LATHE_TRY(server.start());  // leaving here stops and joins the threads
-    const Announcement announcement(env, directory, settings, server.port());
-    ready(server.port());
-    signals.wait();
-    signals.release();
-    watching.request_stop();
-    if (gone) log::error("vLLM is gone");
-    log::info("stopping: finishing the step at hand, then syncing");
-    teaching.request_stop();
-    proxy.stop();
-    server.stop();
-  }
-  LATHE_TRY(std::move(last_sync));
+  const LifeCycle::Thread watching = [&](std::stop_token stop) {
+    while (!stop.stop_requested() && !gone) gone = session.wait_closed(std::chrono::milliseconds(200));
+    if (!gone) return;
+    log::error("vLLM is gone");
+    ::kill(::getpid(), SIGTERM);
+  };
+  LATHE_TRY(cycle->run(signals, ready, {watching}, [&] { proxy.stop(); }));
   return gone ? Status(Error{Code::kUnavailable, "vLLM is gone; what was learned is durable"}) : Status();
 }
 

@@ -2,18 +2,15 @@
 
 #include <ATen/Parallel.h>
 
-#include <thread>
-
 #include "base/log.h"
-#include "daemon/learner.h"
-#include "daemon/learning_routes.h"
+#include "daemon/life_cycle.h"
 #include "daemon/process.h"
 #include "daemon/routes.h"
 #include "daemon/service.h"
+#include "delta/model_dir.h"
 #include "engine/engine.h"
 #include "gpu/device.h"
-#include "history/sync.h"
-#include "http/server.h"
+#include "teach/holder.h"
 
 namespace lathe::daemon {
 
@@ -31,33 +28,31 @@ Status serve(const std::string& directory, config::Settings settings, const std:
             " M parameters on " + device.str() + ", version " + std::to_string(on_disk));
 
   weights::Gate gate;
+  teach::GateHolder holder(gate, [&]() -> Status {
+    const delta::ModelDir dir = LATHE_TRY(delta::ModelDir::open(env, directory));
+    const gpu::Fence finished(device);
+    return loaded.store->reload(dir);
+  });
+  const auto cycle = LATHE_TRY(LifeCycle::create({.env = env,
+                                                  .directory = directory,
+                                                  .text = text,
+                                                  .loaded = loaded,
+                                                  .holder = holder,
+                                                  .store = *store,
+                                                  .on_disk = on_disk},
+                                                 settings));
   engine::Engine engine(
       *loaded.model, gate,
       {.max_running = settings.max_running, .max_waiting = settings.max_waiting, .max_context = settings.max_context});
-  Learner learner(loaded, gate, *store, env, directory, settings, on_disk);
-  const std::string name = settings.served_name.empty() ? name_of(directory) : settings.served_name;
-  LearningRoutes learning(text, loaded.model->config(), learner, *store, settings);
-  Service service(text, loaded.model->config(), engine, learner, *store, settings, name);
-  http::Server server(server_options(settings));
-  learning.add_routes(server);
-  learning.add_text_routes(server);
-  service.add_routes(server);
-
-  Status last_sync;
-  {
-    std::jthread serving([&](std::stop_token stop) { engine.run(stop); });
-    std::jthread teaching([&](std::stop_token stop) { last_sync = learner.run(stop); });
-    LATHE_TRY(server.start());  // leaving here stops and joins both threads
-    const Announcement announcement(env, directory, settings, server.port());
-    ready(server.port());
-    signals.wait();
-    signals.release();
-    log::info("stopping: finishing the step at hand, then syncing");
-    teaching.request_stop();
-    serving.request_stop();
-    server.stop();
-  }
-  return last_sync;
+  Service service(text, loaded.model->config(), engine, *store,
+                  {.model_name = model_name(settings.served_name, directory),
+                   .max_context = context_limit(settings.max_context, loaded.model->config()),
+                   .keep_completions = settings.keep_completions,
+                   .version = [&] { return cycle->teacher().version(); },
+                   .health = [&] { return cycle->health(); }});
+  cycle->learning().add_text_routes(cycle->server());
+  service.add_routes(cycle->server());
+  return cycle->run(signals, ready, {[&](std::stop_token stop) { engine.run(stop); }});
 }
 
 }  // namespace lathe::daemon

@@ -32,10 +32,10 @@ Result<int64_t> recovered_version(io::Env& env, const std::string& directory) {
   return history::read_version(env, directory);
 }
 
-Announcement::Announcement(io::Env& env, const std::string& directory, const config::Settings& settings, int port)
+Announcement::Announcement(io::Env& env, const std::string& directory, const std::string& host, int port)
     : env_(env), path_(delta::Paths(directory).server) {
-  const bool any = settings.host == "0.0.0.0" || settings.host == "::" || settings.host == "[::]";
-  const std::string url = "http://" + http::authority(any ? "127.0.0.1" : settings.host, port);
+  const bool any = host == "0.0.0.0" || host == "::" || host == "[::]";
+  const std::string url = "http://" + http::authority(any ? "127.0.0.1" : host, port);
   const Status written = io::write_text_atomically(env_, path_, "{\"url\": \"" + url + "\"}");
   if (!written.ok()) log::warning(written.error().message);
 }
@@ -44,7 +44,8 @@ Announcement::~Announcement() {
   [[maybe_unused]] const Status removed = io::remove_if_there(env_, path_);
 }
 
-std::string name_of(const std::string& directory) {
+std::string model_name(const std::string& served_name, const std::string& directory) {
+  if (!served_name.empty()) return served_name;
   auto path = std::filesystem::path(directory).lexically_normal();
   if (path.filename().empty()) path = path.parent_path();
   return path.filename() == "." ? std::filesystem::absolute(path).lexically_normal().parent_path().filename().string()

@@ -10,7 +10,6 @@
 #include <string>
 
 #include "base/result.h"
-#include "config/settings.h"
 #include "io/env.h"
 
 namespace lathe::daemon {
@@ -34,7 +33,7 @@ Result<int64_t> recovered_version(io::Env& env, const std::string& directory);
 // well.
 class Announcement {
  public:
-  Announcement(io::Env& env, const std::string& directory, const config::Settings& settings, int port);
+  Announcement(io::Env& env, const std::string& directory, const std::string& host, int port);
   ~Announcement();
   Announcement(const Announcement&) = delete;
   Announcement& operator=(const Announcement&) = delete;
@@ -44,7 +43,7 @@ class Announcement {
   std::string path_;
 };
 
-// The last component of a directory's path: the model's name by default.
-std::string name_of(const std::string& directory);
+// `served_name`, or, if that is empty, the last component of the directory's path.
+std::string model_name(const std::string& served_name, const std::string& directory);
 
 }  // namespace lathe::daemon

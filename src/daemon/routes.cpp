@@ -40,8 +40,8 @@ http::Response respond(Result<std::string> body) {
   return {.body = std::move(*body)};
 }
 
-int64_t context_limit(const config::Settings& settings, const model::ModelConfig& model) {
-  return settings.max_context > 0 ? std::min(settings.max_context, model.max_positions) : model.max_positions;
+int64_t context_limit(int64_t max_context, const model::ModelConfig& model) {
+  return max_context > 0 ? std::min(max_context, model.max_positions) : model.max_positions;
 }
 
 Result<std::vector<int32_t>> prompt_tokens(const text::Text& text, const api::Prompt& prompt) {

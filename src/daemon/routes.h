@@ -28,7 +28,8 @@ http::Response respond(const Error& error);
 http::Response respond(Result<std::string> body);
 
 // Tokens of prompt and answer, or of an example, at most.
-int64_t context_limit(const config::Settings& settings, const model::ModelConfig& model);
+// `max_context`: 0 is the model's limit.
+int64_t context_limit(int64_t max_context, const model::ModelConfig& model);
 
 Result<std::vector<int32_t>> prompt_tokens(const text::Text& text, const api::Prompt& prompt);
 

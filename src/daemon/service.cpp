@@ -6,26 +6,20 @@
 #include "http/error_body.h"
 
 namespace lathe::daemon {
-Service::Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, Learner& learner,
-                 store::Store& store, const config::Settings& settings, std::string model_name)
-    : text_(text),
-      model_(model),
-      engine_(engine),
-      learner_(learner),
-      store_(store),
-      settings_(settings),
-      model_name_(std::move(model_name)) {}
+Service::Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, store::Store& store,
+                 Options options)
+    : text_(text), model_(model), engine_(engine), store_(store), options_(std::move(options)) {}
 
 void Service::add_routes(http::Server& server) {
   using http::Request;
   const auto created = unix_seconds(started_);
   server.route("GET", "/healthz", [this](const Request&) { return http::Response{.body = health()}; });
   server.route("GET", "/v1/models", [this, created](const Request&) {
-    return http::Response{.body = api::model_list(model_name_, created, context_limit(settings_, model_))};
+    return http::Response{.body = api::model_list(options_.model_name, created, options_.max_context)};
   });
   server.route("GET", "/v1/models/*", [this, created](const Request& request) {
     const Status known = check_model(request.argument);
-    return known.ok() ? http::Response{.body = api::model_card(model_name_, created, context_limit(settings_, model_))}
+    return known.ok() ? http::Response{.body = api::model_card(options_.model_name, created, options_.max_context)}
                       : respond(known.error());
   });
   server.route("POST", "/v1/chat/completions", [this](const Request& request) { return chat(request); });
@@ -33,27 +27,23 @@ void Service::add_routes(http::Server& server) {
 }
 
 Status Service::check_model(const std::string& name) const {
-  if (name.empty() || name == model_name_) return {};
-  return not_found("the model '" + name + "' is not served here; this server serves '" + model_name_ + "'");
+  if (name.empty() || name == options_.model_name) return {};
+  return not_found("the model '" + name + "' is not served here; this server serves '" + options_.model_name + "'");
 }
 
 api::ResponseHead Service::head(const char* prefix) const {
   return {.id = new_id(prefix),
-          .model = model_name_,
+          .model = options_.model_name,
           .created = unix_seconds(std::chrono::system_clock::now()),
-          .version = learner_.version()};
+          .version = options_.version()};
 }
 
 std::string Service::health() const {
   const engine::EngineStats stats = engine_.stats();
-  const std::chrono::duration<double> uptime = std::chrono::system_clock::now() - started_;
-  return api::health_body({.model = model_name_,
-                           .version = learner_.version(),
-                           .synced_version = learner_.synced_version(),
-                           .running = stats.running,
-                           .waiting = stats.waiting,
-                           .learning = learner_.queued(),
-                           .uptime_seconds = uptime.count()});
+  api::Health health = options_.health();
+  health.running = stats.running;
+  health.waiting = stats.waiting;
+  return api::health_body(health);
 }
 
 engine::Request Service::engine_request(std::vector<int32_t> prompt, const api::GenerationRequest& request,
@@ -147,19 +137,14 @@ void Service::keep(const api::ResponseHead& head, const std::string& conversatio
                           .version = head.version,
                           .conversation_json = conversation,
                           .answer_json = api::assistant_message(answer)},
-                         settings_.keep_completions);
+                         options_.keep_completions);
 }
 
 http::Response Service::stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head,
-                               const api::GenerationRequest& request, int64_t prompt_tokens,
-                               const std::string& conversation) const {
-  const bool chat = !conversation.empty();
-  const auto chunk = [chat](const api::ResponseHead& h, const api::Choice& c, bool first) {
-    return chat ? api::chat_chunk(h, c, first) : api::completion_chunk(h, c);
-  };
-  return {.stream = [=, this, stream = std::move(stream), logprobs = request.logprobs,
+                               const api::GenerationRequest& request, int64_t prompt_tokens, StreamForm form) const {
+  return {.stream = [=, this, stream = std::move(stream), form = std::move(form), logprobs = request.logprobs,
                      include_usage = request.include_usage](const http::SendEvent& send) {
-    if (chat && !send(chunk(head, {}, /*first=*/true))) return;
+    if (form.opens_with_role && !send(form.chunk({}, /*first=*/true))) return;
     std::string answer;
     for (;;) {
       auto delta = stream->next();
@@ -172,11 +157,11 @@ http::Response Service::stream(std::shared_ptr<engine::TextStream> stream, const
       answer += choice.text;
       if (logprobs) choice.logprobs = logprob_entries((*delta)->tokens);
       if (choice.text.empty() && !logprobs) continue;
-      if (!send(chunk(head, choice, false))) return;  // the client is gone: ~TextStream cancels the generation
+      if (!send(form.chunk(choice, false))) return;  // the client is gone: ~TextStream cancels the generation
     }
-    if (!send(chunk(head, {.finish_reason = stream->finish_reason()}, false))) return;
-    if (include_usage && !send(api::usage_chunk(head, {prompt_tokens, stream->token_count()}, chat))) return;
-    if (chat) keep(head, conversation, answer);
+    if (!send(form.chunk({.finish_reason = stream->finish_reason()}, false))) return;
+    if (include_usage && !send(api::usage_chunk(head, {prompt_tokens, stream->token_count()}, form.chat))) return;
+    if (form.keep) form.keep(answer);
     send("[DONE]");
   }};
 }
@@ -190,13 +175,19 @@ http::Response Service::chat(const http::Request& request) {
     const api::ResponseHead response_head = head("chatcmpl-");
     std::vector<Part> parts;
     for (int64_t i = 0; i < chat.generation.n; ++i) {
-      engine::Request generation = engine_request(
-          prompt, chat.generation, std::max<int64_t>(1, context_limit(settings_, model_) - prompt_count));
+      engine::Request generation =
+          engine_request(prompt, chat.generation, std::max<int64_t>(1, options_.max_context - prompt_count));
       if (generation.sampling.seed) *generation.sampling.seed += static_cast<uint64_t>(i);
       parts.push_back(LATHE_TRY(start(prompt, std::move(generation), chat.generation.stop)));
     }
     if (chat.generation.stream) {
-      return stream(parts[0].stream, response_head, chat.generation, prompt_count, chat.conversation_json);
+      return stream(
+          parts[0].stream, response_head, chat.generation, prompt_count,
+          {.chunk = [=](const api::Choice& c, bool first) { return api::chat_chunk(response_head, c, first); },
+           .opens_with_role = true,
+           .chat = true,
+           .keep = [=, this, conversation = chat.conversation_json](
+                       const std::string& text) { keep(response_head, conversation, text); }});
     }
     const auto body = [=, this, logprobs = chat.generation.logprobs,
                        conversation = chat.conversation_json](std::vector<Part>& done) -> Result<std::string> {
@@ -234,7 +225,8 @@ http::Response Service::completion(const http::Request& request) {
       }
     }
     if (completion.generation.stream) {
-      return stream(parts[0].stream, response_head, completion.generation, prompt_count, /*conversation=*/"");
+      return stream(parts[0].stream, response_head, completion.generation, prompt_count,
+                    {.chunk = [=](const api::Choice& c, bool) { return api::completion_chunk(response_head, c); }});
     }
     const auto body = [=, this, echo = completion.echo,
                        logprobs = completion.generation.logprobs](std::vector<Part>& done) -> Result<std::string> {

@@ -12,20 +12,27 @@
 
 #include "api/requests.h"
 #include "api/responses.h"
-#include "config/settings.h"
-#include "daemon/learner.h"
 #include "engine/engine.h"
 #include "engine/text_stream.h"
 #include "http/server.h"
+#include "store/store.h"
 #include "text/text.h"
 
 namespace lathe::daemon {
 
 class Service {
  public:
+  struct Options {
+    std::string model_name;
+    int64_t max_context = 0;  // tokens of prompt and answer
+    int64_t keep_completions = 0;
+    std::function<int64_t()> version;     // of the weights
+    std::function<api::Health()> health;  // all but the engine's part
+  };
+
   // All references outlive the service.
-  Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, Learner& learner,
-          store::Store& store, const config::Settings& settings, std::string model_name);
+  Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, store::Store& store,
+          Options options);
 
   void add_routes(http::Server& server);
 
@@ -56,10 +63,15 @@ class Service {
   Result<http::Response> whole(std::vector<Part> parts,
                                std::function<Result<std::string>(std::vector<Part>& parts)> body) const;
   std::vector<api::LogprobEntry> logprob_entries(const std::vector<engine::Token>& tokens) const;
-  // `conversation`: of a chat, else empty.
+  // What differs between the streams of the two routes.
+  struct StreamForm {
+    std::function<std::string(const api::Choice&, bool first)> chunk;
+    bool opens_with_role = false;                         // a first chunk without text
+    bool chat = false;                                    // form of the chunk of usage
+    std::function<void(const std::string& answer)> keep;  // of a complete answer; may be empty
+  };
   http::Response stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head,
-                        const api::GenerationRequest& request, int64_t prompt_tokens,
-                        const std::string& conversation) const;
+                        const api::GenerationRequest& request, int64_t prompt_tokens, StreamForm form) const;
   // Keeps a chat's answer for later correction. It is the client's all the same if that fails.
   void keep(const api::ResponseHead& head, const std::string& conversation, const std::string& answer) const;
   api::ResponseHead head(const char* prefix) const;
@@ -68,10 +80,8 @@ class Service {
   const text::Text& text_;
   const model::ModelConfig& model_;
   engine::Engine& engine_;
-  Learner& learner_;
   store::Store& store_;
-  const config::Settings& settings_;
-  const std::string model_name_;
+  const Options options_;
   const std::chrono::system_clock::time_point started_ = std::chrono::system_clock::now();
 };
 

@@ -70,12 +70,14 @@ struct Engine::State {
   std::mt19937_64 seeds{std::random_device{}()};   // engine thread only; for requests without a seed
 
   void admit();
+  void admit(Waiting next);
   void step();
+  void fail_all(const Error& error);
   std::vector<Share> plan(std::vector<int64_t>& ids);
   void deliver(const std::vector<Share>& shares, const at::Tensor& x);
   void score_prompt(const Share& share, const at::Tensor& x);
   void choose(Sequence& sequence, std::span<float> logits);
-  void finish(Sequence& sequence, FinishReason reason, std::optional<Error> error = {});
+  void finish(Generation& generation, FinishReason reason, std::optional<Error> error = {});
   void drop_finished();
 };
 
@@ -133,10 +135,15 @@ void Engine::run(std::stop_token stop) {
       if (state_->running.empty()) state_->work.wait(hold, stop, [&] { return !state_->waiting.empty(); });
     }
     if (stop.stop_requested()) break;
-    state_->admit();
-    state_->step();
+    try {
+      state_->admit();
+      state_->step();
+    } catch (const std::exception& e) {
+      // What admit() and step() do not give to one request or one step.
+      state_->fail_all(gpu::error_of("generation", e));
+    }
   }
-  for (auto& sequence : state_->running) state_->finish(*sequence, FinishReason::kCancelled);
+  for (auto& sequence : state_->running) state_->finish(*sequence->generation, FinishReason::kCancelled);
   state_->running.clear();
   std::deque<Waiting> left;
   {
@@ -152,22 +159,38 @@ void Engine::run(std::stop_token stop) {
 }
 
 void Engine::State::admit() {
-  const std::lock_guard hold(mutex);
-  while (!waiting.empty() && static_cast<int64_t>(running.size()) < options.max_running) {
-    Waiting next = std::move(waiting.front());
-    waiting.pop_front();
-    const auto expected =
-        static_cast<int64_t>(next.request.prompt.size()) + std::min<int64_t>(next.request.max_tokens, 256);
-    Sampler sampler(next.request.sampling, next.request.prompt, seeds());
-    std::vector<int32_t> pending = next.request.prompt;
-    stats.prompt_tokens += static_cast<int64_t>(pending.size());
-    running.push_back(std::make_unique<Sequence>(Sequence{.request = std::move(next.request),
-                                                          .generation = std::move(next.generation),
-                                                          .state = model.new_state(expected),
-                                                          .sampler = std::move(sampler),
-                                                          .pending = std::move(pending)}));
+  while (static_cast<int64_t>(running.size()) < options.max_running) {
+    Waiting next;
+    {
+      const std::lock_guard hold(mutex);
+      if (waiting.empty()) break;
+      next = std::move(waiting.front());
+      waiting.pop_front();
+    }
+    // The border, as in step(): the request that there is no room for fails, the engine goes on.
+    const std::shared_ptr<Generation> generation = next.generation;
+    try {
+      admit(std::move(next));
+    } catch (const std::exception& e) {
+      finish(*generation, FinishReason::kError, gpu::error_of("generation", e));
+    }
   }
+  const std::lock_guard hold(mutex);
   stats.running = static_cast<int64_t>(running.size());
+}
+
+void Engine::State::admit(Waiting next) {
+  const auto prompt = static_cast<int64_t>(next.request.prompt.size());
+  const int64_t expected = prompt + std::min<int64_t>(next.request.max_tokens, 256);
+  Sampler sampler(next.request.sampling, next.request.prompt, seeds());
+  std::vector<int32_t> pending = next.request.prompt;
+  running.push_back(std::make_unique<Sequence>(Sequence{.request = std::move(next.request),
+                                                        .generation = std::move(next.generation),
+                                                        .state = model.new_state(expected),
+                                                        .sampler = std::move(sampler),
+                                                        .pending = std::move(pending)}));
+  const std::lock_guard hold(mutex);
+  stats.prompt_tokens += prompt;
 }
 
 // Every decoding sequence gets its one row; what is left of the chunk goes to prompts, oldest first.
@@ -190,7 +213,8 @@ std::vector<Share> Engine::State::plan(std::vector<int64_t>& ids) {
 
 void Engine::State::step() {
   for (const auto& sequence : running) {
-    if (sequence->generation->cancelled_.load(std::memory_order_relaxed)) finish(*sequence, FinishReason::kCancelled);
+    if (sequence->generation->cancelled_.load(std::memory_order_relaxed))
+      finish(*sequence->generation, FinishReason::kCancelled);
   }
   drop_finished();
   std::vector<int64_t> ids;
@@ -205,7 +229,8 @@ void Engine::State::step() {
     deliver(shares, x);
   } catch (const std::exception& e) {
     // The border between torch's exceptions and our errors: the requests of this step fail, the engine continues.
-    for (const Share& share : shares) finish(*share.sequence, FinishReason::kError, gpu::error_of("generation", e));
+    for (const Share& share : shares)
+      finish(*share.sequence->generation, FinishReason::kError, gpu::error_of("generation", e));
   }
   drop_finished();
 }
@@ -254,14 +279,14 @@ void Engine::State::score_prompt(const Share& share, const at::Tensor& x) {
 
 void Engine::State::choose(Sequence& sequence, std::span<float> logits) {
   const Request& request = sequence.request;
-  if (request.max_tokens == 0) return finish(sequence, FinishReason::kLength);
+  if (request.max_tokens == 0) return finish(*sequence.generation, FinishReason::kLength);
   if (sequence.generated < request.min_tokens) {
     for (const int32_t id : request.stop_ids) logits[id] = -1e30F;
   }
   std::vector<float> unmodified;
   if (request.logprobs) unmodified.assign(logits.begin(), logits.end());
   const Result<int32_t> id = sequence.sampler.next(logits);
-  if (!id.ok()) return finish(sequence, FinishReason::kError, id.error());
+  if (!id.ok()) return finish(*sequence.generation, FinishReason::kError, id.error());
   Token token = request.logprobs ? log_probability(unmodified, *id, request.top_logprobs) : Token{.id = *id};
   Generation& generation = *sequence.generation;
   {
@@ -272,12 +297,11 @@ void Engine::State::choose(Sequence& sequence, std::span<float> logits) {
   ++sequence.generated;
   sequence.pending = {*id};
   const bool stop = std::find(request.stop_ids.begin(), request.stop_ids.end(), *id) != request.stop_ids.end();
-  if (stop) return finish(sequence, FinishReason::kStop);
-  if (sequence.generated >= request.max_tokens) finish(sequence, FinishReason::kLength);
+  if (stop) return finish(*sequence.generation, FinishReason::kStop);
+  if (sequence.generated >= request.max_tokens) finish(*sequence.generation, FinishReason::kLength);
 }
 
-void Engine::State::finish(Sequence& sequence, FinishReason reason, std::optional<Error> error) {
-  Generation& generation = *sequence.generation;
+void Engine::State::finish(Generation& generation, FinishReason reason, std::optional<Error> error) {
   {
     const std::lock_guard hold(generation.mutex_);
     if (generation.finish_) return;
@@ -285,6 +309,13 @@ void Engine::State::finish(Sequence& sequence, FinishReason reason, std::optiona
     generation.error_ = std::move(error);
   }
   generation.arrived_.notify_all();
+}
+
+void Engine::State::fail_all(const Error& error) {
+  for (const auto& sequence : running) finish(*sequence->generation, FinishReason::kError, error);
+  running.clear();
+  const std::lock_guard hold(mutex);
+  stats.running = 0;
 }
 
 void Engine::State::drop_finished() {

@@ -8,6 +8,7 @@
 #include "delta/safetensors.h"
 #include "io/env.h"
 #include "model/test_golden.h"
+#include "weights/test_memory.h"
 
 namespace lathe::engine {
 namespace {
@@ -85,6 +86,29 @@ TEST_P(Models, CompanyDoesNotChangeAnAnswer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, Models, ::testing::ValuesIn(model::kGoldenFamilies));
+
+// Memory that runs out ends the request that asked for it, at admission or in a step, and no other, and not the engine.
+TEST(Engine, OutOfMemoryEndsARequestNotTheEngine) {
+  const Golden golden("llama");
+  weights::MemoryFault memory;
+  Running running(*golden.loaded.model, {});
+  int failed = 0;
+  for (int64_t at = 1; at < 200; at = at < 12 ? at + 1 : at * 5 / 4) {
+    memory.arm(at);
+    const auto unlucky = running.engine.submit(greedy(golden)).value();
+    const auto tokens = ids_of(unlucky->rest());
+    const bool happened = memory.disarm();
+    EXPECT_EQ(happened, unlucky->finish_reason() == FinishReason::kError) << "allocation " << at;
+    if (happened) {
+      ASSERT_TRUE(unlucky->error());
+      EXPECT_NE(unlucky->error()->message.find("generation failed"), std::string::npos);
+      EXPECT_LT(tokens.size(), golden.output.size());
+      ++failed;
+    }
+    EXPECT_EQ(ids_of(running.engine.submit(greedy(golden)).value()->rest()), golden.output);
+  }
+  EXPECT_GT(failed, 12);
+}
 
 TEST(Engine, StopsAtStopTokensButNotBeforeMinTokens) {
   const Golden golden("llama");

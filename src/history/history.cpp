@@ -74,6 +74,7 @@ std::string to_json(const VersionRecord& record) {
   Json json = {{"kind", record.kind}};
   if (!record.note.empty()) json["note"] = record.note;
   if (record.restores) json["restores"] = *record.restores;
+  if (!record.lesson.empty()) json["lesson"] = record.lesson;
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
@@ -85,6 +86,7 @@ VersionRecord parse_record(const std::string& text) {
   if (json.contains("note") && json["note"].is_string()) record.note = json["note"].get<std::string>();
   if (json.contains("restores") && json["restores"].is_number_integer())
     record.restores = json["restores"].get<int64_t>();
+  if (json.contains("lesson") && json["lesson"].is_string()) record.lesson = json["lesson"].get<std::string>();
   return record;
 }
 

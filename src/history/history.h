@@ -28,9 +28,10 @@ namespace lathe::history {
 
 // What a version is, beside its weights: travels with its delta as the attachment "version.json".
 struct VersionRecord {
-  std::string kind;                 // learn, train, import, rollback
+  std::string kind;                 // learn, train, import, rollback, redo
   std::string note;                 // for people
-  std::optional<int64_t> restores;  // of a rollback: whose weights these are
+  std::optional<int64_t> restores;  // of a rollback or redo: whose weights these are
+  std::string lesson;               // the one job that made it, if it was one
 };
 std::string to_json(const VersionRecord& record);
 VersionRecord parse_record(const std::string& json);  // of anything else: an empty one

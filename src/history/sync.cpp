@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "history/lineage.h"
+
 namespace lathe::history {
 namespace {
 
@@ -192,19 +194,19 @@ Result<SyncReport> sync(io::Env& env, const std::string& directory, const delta:
   return bring_up(env, history, std::move(made).value(), options);
 }
 
-Result<SyncReport> rollback(io::Env& env, const std::string& directory, std::optional<int64_t> target,
-                            std::optional<int64_t> version, const SyncOptions& options) {
-  const auto lock = LATHE_TRY(delta::lock_history(env, directory));
-  LATHE_TRY(options.materialize ? materialize(env, delta::Paths(directory))
-                                : refuse_links(env, delta::Paths(directory)));
-  const History history = LATHE_TRY(History::open(env, directory, options.apply));
-  if (!target && history.deltas().empty())
-    return not_found(directory + " has no version before this one to go back to");
-  const int64_t wanted = target ? *target : history.deltas().back().from;
+namespace {
 
-  SyncOptions restoring = options;
+// What rollback and redo share. `choose` says whose weights to restore.
+template <class Choose>
+Result<SyncReport> restore(io::Env& env, const std::string& directory, std::optional<int64_t> version,
+                           SyncOptions restoring, const char* kind, Choose choose) {
+  const auto lock = LATHE_TRY(delta::lock_history(env, directory));
+  LATHE_TRY(restoring.materialize ? materialize(env, delta::Paths(directory))
+                                  : refuse_links(env, delta::Paths(directory)));
+  const History history = LATHE_TRY(History::open(env, directory, restoring.apply));
+  const int64_t wanted = LATHE_TRY(choose(history));
   restoring.even_if_equal = true;
-  restoring.record.kind = "rollback";
+  restoring.record.kind = kind;
   restoring.record.restores = wanted;
   restoring.attachments.clear();
   if (const DeltaFile* delta = history.leading_to(wanted)) {
@@ -221,6 +223,28 @@ Result<SyncReport> rollback(io::Env& env, const std::string& directory, std::opt
   }();
   if (!made.ok()) return made.error();
   return bring_up(env, history, std::move(made).value(), restoring);
+}
+
+}  // namespace
+
+Result<SyncReport> rollback(io::Env& env, const std::string& directory, std::optional<int64_t> target,
+                            std::optional<int64_t> version, const SyncOptions& options) {
+  return restore(env, directory, version, options, "rollback", [&](const History& history) -> Result<int64_t> {
+    if (target) return *target;
+    const Lineage lineage = LATHE_TRY(read_lineage(history));
+    if (lineage.undo) return *lineage.undo;
+    return not_found(directory + " has the weights of version " + std::to_string(lineage.weights_of) +
+                     ", and there is none before it to go back to");
+  });
+}
+
+Result<SyncReport> redo(io::Env& env, const std::string& directory, std::optional<int64_t> version,
+                        const SyncOptions& options) {
+  return restore(env, directory, version, options, "redo", [&](const History& history) -> Result<int64_t> {
+    const Lineage lineage = LATHE_TRY(read_lineage(history));
+    if (lineage.redo) return *lineage.redo;
+    return not_found("there is nothing to redo: no rollback is the latest thing that happened to " + directory);
+  });
 }
 
 Result<DirectoryTensors> DirectoryTensors::open(io::Env& env, const std::string& directory, const std::string& like) {

@@ -57,9 +57,13 @@ struct SyncReport {
 Result<SyncReport> sync(io::Env& env, const std::string& directory, const delta::TensorReader& tensors,
                         std::optional<int64_t> version, const SyncOptions& options = {});
 
-// A version with the weights, and the optimizer state, of `target`; kNotFound. Nothing: of the one before the newest.
+// A version with the weights, and the optimizer state, of `target`; kNotFound. Nothing: an undo (lineage.h): of what
+// the present weights were made from, so that the next undo goes further back.
 Result<SyncReport> rollback(io::Env& env, const std::string& directory, std::optional<int64_t> target,
                             std::optional<int64_t> version = {}, const SyncOptions& options = {});
+// Takes the latest rollback back; kNotFound if nothing was rolled back since something was last learned.
+Result<SyncReport> redo(io::Env& env, const std::string& directory, std::optional<int64_t> version = {},
+                        const SyncOptions& options = {});
 
 // The tensors of another model directory, by name.
 class DirectoryTensors final : public delta::TensorReader {

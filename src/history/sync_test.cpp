@@ -3,6 +3,7 @@
 #include "delta/test_dir.h"
 #include "delta/test_files.h"
 #include "history/journal.h"
+#include "history/lineage.h"
 #include "history/test_model.h"
 
 namespace lathe::history {
@@ -296,7 +297,7 @@ TEST_F(SyncTest, AttachmentsBelongToTheVersion) {
   EXPECT_EQ(record.note, "a run");
 }
 
-TEST_F(SyncTest, RollbackIsAVersionAndCanBeUndone) {
+TEST_F(SyncTest, UndoGoesOnAndRedoComesBack) {
   EXPECT_EQ(rollback(env_, kDir, {}).error().code, Code::kNotFound);
   ASSERT_TRUE(sync_to("1", 1).ok());
   ASSERT_TRUE(sync_to("2", 2).ok());
@@ -304,14 +305,55 @@ TEST_F(SyncTest, RollbackIsAVersionAndCanBeUndone) {
   ASSERT_TRUE(back.ok()) << back.error().message;
   EXPECT_EQ(now(), contents(small_model("1")));
   EXPECT_EQ(back->version, 3);
-  ASSERT_TRUE(rollback(env_, kDir, {}).ok());
-  EXPECT_EQ(now(), contents(small_model("2")));
-  ASSERT_TRUE(rollback(env_, kDir, 0).ok());
+  EXPECT_EQ(back->restores, 1);
+  EXPECT_EQ(rollback(env_, kDir, {})->restores, 0);
   EXPECT_EQ(now(), contents(small_model("0")));
-  EXPECT_EQ(version(), 5);
+  EXPECT_EQ(rollback(env_, kDir, {}).error().code, Code::kNotFound);
+  EXPECT_EQ(redo(env_, kDir)->restores, 1);
+  EXPECT_EQ(redo(env_, kDir)->restores, 2);
+  EXPECT_EQ(now(), contents(small_model("2")));
+  EXPECT_EQ(redo(env_, kDir).error().code, Code::kNotFound);
+  EXPECT_EQ(version(), 6);
   const auto unknown = rollback(env_, kDir, 17);
   EXPECT_EQ(unknown.error().code, Code::kNotFound);
-  EXPECT_NE(unknown.error().message.find("there are 0, 1, 2, 3, 4, 5"), std::string::npos) << unknown.error().message;
+  EXPECT_NE(unknown.error().message.find("there are 0, 1, 2, 3, 4, 5, 6"), std::string::npos)
+      << unknown.error().message;
+}
+
+LineageEntry learned(int64_t version, std::string lesson = "") {
+  return {version, {.kind = "learn", .lesson = std::move(lesson)}};
+}
+LineageEntry back_to(int64_t version, int64_t restores, const char* kind = "rollback") {
+  return {version, {.kind = kind, .restores = restores}};
+}
+
+TEST(Lineage, LeadsToWhatTheWeightsWereMadeFrom) {
+  EXPECT_EQ(lineage_of(0, {}).undo, std::nullopt);
+  // A, B, undo B, C: what C was made from is A's weights, not the rollback's number.
+  const Lineage branched = lineage_of(0, {learned(4), learned(8), back_to(9, 4), learned(12)});
+  EXPECT_EQ(branched.undo, 4);
+  EXPECT_EQ(branched.redo, std::nullopt);  // something new was learned
+  // A rollback by number can be redone too.
+  const Lineage chosen = lineage_of(0, {learned(4), learned(8), back_to(9, 0)});
+  EXPECT_EQ(chosen.undo, std::nullopt);
+  EXPECT_EQ(chosen.redo, 8);
+  EXPECT_EQ(chosen.weights_of, 0);
+  const Lineage again = lineage_of(0, {learned(4), learned(8), back_to(9, 4), back_to(10, 0), back_to(11, 4, "redo")});
+  EXPECT_EQ(again.undo, 0);
+  EXPECT_EQ(again.redo, 8);
+}
+
+TEST(Lineage, ALessonInPiecesIsUndoneAsOne) {
+  EXPECT_EQ(lineage_of(0, {learned(3, "a"), learned(6, "b"), learned(9, "b")}).undo, 3);
+  EXPECT_EQ(lineage_of(0, {learned(3), learned(6)}).undo, 3);  // no name is no lesson
+}
+
+TEST(Lineage, OutlivesPruning) {
+  // Version 4 went when 0-8 was merged: 9, which restored it, has its weights now, and 0 is what it was made from.
+  const Lineage pruned = lineage_of(0, {learned(8), back_to(9, 4)});
+  EXPECT_EQ(pruned.weights_of, 9);
+  EXPECT_EQ(pruned.undo, 0);
+  EXPECT_EQ(pruned.redo, 8);
 }
 
 TEST_F(SyncTest, TheStateFileCanBeFoundOutFromTheShards) {

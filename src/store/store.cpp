@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <mutex>
@@ -27,6 +28,46 @@ constexpr const char* kMigrations[] = {
        CREATE INDEX jobs_by_time ON jobs(created_at);)",
     R"(CREATE TABLE completions(id TEXT PRIMARY KEY, version INTEGER NOT NULL, conversation TEXT NOT NULL, answer TEXT NOT NULL,
                                 created_at REAL NOT NULL, job_id TEXT NOT NULL);)",
+    // Outcomes of lessons in columns of their own, and which versions are on disk, as what, and which are gone.
+    R"(ALTER TABLE jobs ADD COLUMN previous_version INTEGER NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN steps INTEGER NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN graded_tokens INTEGER NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN loss_before REAL NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN loss_after REAL NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN seconds REAL NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN pause_ms REAL NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN changed_fraction REAL NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN realised REAL NOT NULL DEFAULT 0;
+       ALTER TABLE jobs ADD COLUMN error_code TEXT NOT NULL DEFAULT '';
+       ALTER TABLE jobs ADD COLUMN error TEXT NOT NULL DEFAULT '';
+       ALTER TABLE jobs ADD COLUMN relearns TEXT NOT NULL DEFAULT '';
+       CREATE TABLE tensors(job_id TEXT NOT NULL, name TEXT NOT NULL, gradient_norm REAL NOT NULL, update_norm REAL NOT NULL,
+                            limiter REAL NOT NULL, changed_fraction REAL NOT NULL, realised REAL NOT NULL);
+       CREATE INDEX tensors_by_job ON tensors(job_id);
+       CREATE INDEX versions_by_job ON versions(job_id);
+       CREATE INDEX jobs_by_relearns ON jobs(relearns);
+       UPDATE jobs SET result='{}' WHERE NOT json_valid(result);
+       UPDATE jobs SET previous_version=coalesce(json_extract(result,'$.previous_version'),0),
+         version=coalesce(json_extract(result,'$.version'),0), steps=coalesce(json_extract(result,'$.steps'),0),
+         graded_tokens=coalesce(json_extract(result,'$.graded_tokens'),0), tokens=coalesce(json_extract(result,'$.tokens'),0),
+         loss_before=coalesce(json_extract(result,'$.loss_before'),0), loss_after=coalesce(json_extract(result,'$.loss_after'),0),
+         seconds=coalesce(json_extract(result,'$.seconds'),0), pause_ms=coalesce(json_extract(result,'$.pause_ms'),0),
+         changed_fraction=coalesce(json_extract(result,'$.changed_fraction'),0),
+         realised=coalesce(json_extract(result,'$.realised_update'),0),
+         error_code=coalesce(json_extract(result,'$.error.code'),''),
+         error=coalesce(json_extract(result,'$.error.message'),json_extract(result,'$.error'),'');
+       INSERT INTO tensors SELECT jobs.id, json_extract(t.value,'$.name'), coalesce(json_extract(t.value,'$.gradient_norm'),0),
+         coalesce(json_extract(t.value,'$.update_norm'),0), coalesce(json_extract(t.value,'$.limiter'),1),
+         coalesce(json_extract(t.value,'$.changed_fraction'),0), coalesce(json_extract(t.value,'$.realised_update'),1)
+         FROM jobs, json_each(jobs.result,'$.tensors') t;
+       ALTER TABLE jobs DROP COLUMN result;
+       ALTER TABLE versions ADD COLUMN kind TEXT NOT NULL DEFAULT 'learn';
+       ALTER TABLE versions ADD COLUMN durable_as INTEGER NOT NULL DEFAULT 0;
+       ALTER TABLE versions ADD COLUMN lost INTEGER NOT NULL DEFAULT 0;
+       UPDATE versions SET kind='rollback' WHERE job_id='';
+       ALTER TABLE versions DROP COLUMN synced;)",
 };
 constexpr int64_t kSchema = std::size(kMigrations);
 
@@ -112,6 +153,18 @@ struct Store::State {
                  std::string("database: ") + sqlite3_errmsg(db), code};
   }
 
+  // All that `work` does, or nothing of it.
+  template <class Work>
+  Status together(Work work) {
+    LATHE_TRY(script("BEGIN IMMEDIATE"));
+    const Status done = work();
+    if (done.ok()) return script("COMMIT");
+    [[maybe_unused]] const Status undone = script("ROLLBACK");
+    return done;
+  }
+
+  Status settle(const std::vector<int64_t>& on_disk);
+
   Result<int64_t> number(const char* sql, const std::vector<Value>& values = {}) {
     Statement statement(db, sql, values);
     if (!LATHE_TRY(statement.step())) return int64_t{0};
@@ -143,8 +196,8 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& path) {
   LATHE_TRY(state->script("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;").at(path));
   LATHE_TRY(state->migrate().at(path));
   LATHE_TRY(
-      state->run("UPDATE jobs SET state='failed', result='{\"error\":\"interrupted\"}', finished_at=? WHERE state IN "
-                 "('queued','running')",
+      state->run("UPDATE jobs SET state='interrupted', error_code='unavailable', error='the server ended before "
+                 "this lesson did', finished_at=? WHERE state IN ('queued','running')",
                  {now()}));
   return std::unique_ptr<Store>(new Store(std::move(state)));
 }
@@ -164,45 +217,111 @@ Result<int64_t> Store::example_count() {
 
 Status Store::add_job(const Job& job) {
   const std::lock_guard hold(state_->mutex);
-  return state_->run("INSERT INTO jobs(id, state, request, result, created_at, finished_at) VALUES(?,?,?,'',?,0)",
-                     {job.id, job.state, job.request_json, now()});
+  return state_->run("INSERT INTO jobs(id, state, request, relearns, created_at, finished_at) VALUES(?,?,?,?,?,0)",
+                     {job.id, job.state, job.request_json, job.relearns, now()});
 }
 
-Status Store::set_job(const std::string& id, const std::string& state, const std::string& result_json) {
+Status Store::set_state(const std::string& id, const std::string& state) {
   const std::lock_guard hold(state_->mutex);
-  const double finished = state == "succeeded" || state == "failed" ? now() : 0;
-  return state_->run("UPDATE jobs SET state=?, result=?, finished_at=? WHERE id=?", {state, result_json, finished, id});
+  return state_->run("UPDATE jobs SET state=? WHERE id=?", {state, id});
+}
+
+Status Store::finish_job(const Job& job, const std::vector<TensorChange>& tensors) {
+  const std::lock_guard hold(state_->mutex);
+  return state_->together([&]() -> Status {
+    const Learned& l = job.learned;
+    LATHE_TRY(state_->run(
+        "UPDATE jobs SET state=?, previous_version=?, version=?, steps=?, graded_tokens=?, tokens=?, loss_before=?, "
+        "loss_after=?, seconds=?, pause_ms=?, changed_fraction=?, realised=?, error_code=?, error=?, finished_at=? "
+        "WHERE id=?",
+        {job.state, l.previous_version, l.version, l.steps, l.graded_tokens, l.tokens, l.loss_before, l.loss_after,
+         l.seconds, l.pause_ms, l.changed_fraction, l.realised, job.error_code, job.error, now(), job.id}));
+    for (const TensorChange& t : tensors) {
+      LATHE_TRY(
+          state_->run("INSERT INTO tensors VALUES(?,?,?,?,?,?,?)",
+                      {job.id, t.name, t.gradient_norm, t.update_norm, t.limiter, t.changed_fraction, t.realised}));
+    }
+    return {};
+  });
 }
 
 namespace {
+
+// A lesson's versions are counted with it, so that it says by itself whether it is durable.
+constexpr char kJobColumns[] =
+    "SELECT id, state, request, previous_version, version, steps, graded_tokens, tokens, loss_before, loss_after, "
+    "seconds, pause_ms, changed_fraction, realised, error_code, error, relearns, "
+    "coalesce((SELECT id FROM jobs again WHERE again.relearns=jobs.id ORDER BY rowid DESC LIMIT 1), ''), created_at, "
+    "finished_at, "
+    "(SELECT count(*) FROM versions WHERE job_id=jobs.id AND durable_as=0 AND lost=0), "
+    "(SELECT count(*) FROM versions WHERE job_id=jobs.id AND lost=1) FROM jobs ";
 
 Job job_of(const Statement& row) {
   return {.id = row.text(0),
           .state = row.text(1),
           .request_json = row.text(2),
-          .result_json = row.text(3),
-          .created_at = row.real(4),
-          .finished_at = row.real(5)};
+          .learned = {.previous_version = row.integer(3),
+                      .version = row.integer(4),
+                      .steps = row.integer(5),
+                      .graded_tokens = row.integer(6),
+                      .tokens = row.integer(7),
+                      .loss_before = row.real(8),
+                      .loss_after = row.real(9),
+                      .seconds = row.real(10),
+                      .pause_ms = row.real(11),
+                      .changed_fraction = row.real(12),
+                      .realised = row.real(13)},
+          .error_code = row.text(14),
+          .error = row.text(15),
+          .relearns = row.text(16),
+          .relearned_by = row.text(17),
+          .created_at = row.real(18),
+          .finished_at = row.real(19),
+          .pending_versions = row.integer(20),
+          .lost_versions = row.integer(21)};
+}
+
+Result<std::vector<Job>> all_jobs(sqlite3* db, const char* condition, const std::vector<Value>& values) {
+  Statement row(db, (kJobColumns + std::string(condition)).c_str(), values);
+  std::vector<Job> jobs;
+  while (LATHE_TRY(row.step())) jobs.push_back(job_of(row));
+  return jobs;
 }
 
 }  // namespace
 
 Result<Job> Store::job(const std::string& id) {
   const std::lock_guard hold(state_->mutex);
-  Statement row(state_->db, "SELECT id, state, request, result, created_at, finished_at FROM jobs WHERE id=?", {id});
+  Statement row(state_->db, (kJobColumns + std::string("WHERE id=?")).c_str(), {id});
   if (!LATHE_TRY(row.step())) return not_found("there is no job " + id);
   return job_of(row);
 }
 
-Result<std::vector<Job>> Store::jobs(int64_t limit) {
+Result<std::vector<Job>> Store::jobs(int64_t limit, const std::string& after) {
+  const std::lock_guard hold(state_->mutex);
+  int64_t before_row = INT64_MAX;
+  if (!after.empty()) {
+    before_row = LATHE_TRY(state_->number("SELECT rowid FROM jobs WHERE id=?", {after}));
+    if (before_row == 0) return not_found("there is no job " + after);
+  }
+  return all_jobs(state_->db, "WHERE rowid<? ORDER BY rowid DESC LIMIT ?", {before_row, limit});
+}
+
+Result<std::vector<Job>> Store::jobs_in_state(const std::string& state) {
+  const std::lock_guard hold(state_->mutex);
+  return all_jobs(state_->db, "WHERE state=? ORDER BY rowid", {state});
+}
+
+Result<std::vector<TensorChange>> Store::tensors(const std::string& job_id) {
   const std::lock_guard hold(state_->mutex);
   Statement row(state_->db,
-                "SELECT id, state, request, result, created_at, finished_at FROM jobs ORDER BY created_at DESC, rowid "
-                "DESC LIMIT ?",
-                {limit});
-  std::vector<Job> jobs;
-  while (LATHE_TRY(row.step())) jobs.push_back(job_of(row));
-  return jobs;
+                "SELECT name, gradient_norm, update_norm, limiter, changed_fraction, realised FROM tensors WHERE "
+                "job_id=? ORDER BY rowid",
+                {job_id});
+  std::vector<TensorChange> tensors;
+  while (LATHE_TRY(row.step()))
+    tensors.push_back({row.text(0), row.real(1), row.real(2), row.real(3), row.real(4), row.real(5)});
+  return tensors;
 }
 
 Status Store::add_completion(const Completion& c, int64_t keep) {
@@ -264,28 +383,94 @@ Result<std::vector<Completion>> Store::completions(int64_t limit) {
 Status Store::add_version(const Version& v) {
   const std::lock_guard hold(state_->mutex);
   return state_->run(
-      "INSERT OR REPLACE INTO versions(version, job_id, created_at, loss, learning_rate, changed_fraction, synced) "
-      "VALUES(?,?,?,?,?,?,?)",
-      {v.version, v.job_id, now(), v.loss, v.learning_rate, v.changed_fraction, int64_t{v.synced}});
+      "INSERT OR REPLACE INTO versions(version, kind, job_id, created_at, loss, learning_rate, changed_fraction, "
+      "durable_as, lost) VALUES(?,?,?,?,?,?,?,?,0)",
+      {v.version, v.kind, v.job_id, now(), v.loss, v.learning_rate, v.changed_fraction, v.durable_as});
 }
 
-Status Store::mark_synced(int64_t up_to_version) {
+Status Store::remove_version(int64_t version) {
   const std::lock_guard hold(state_->mutex);
-  return state_->run("UPDATE versions SET synced=1 WHERE version<=?", {up_to_version});
+  return state_->run("DELETE FROM versions WHERE version=?", {version});
 }
+
+Status Store::set_changed_fraction(int64_t version, double fraction) {
+  const std::lock_guard hold(state_->mutex);
+  LATHE_TRY(state_->script("PRAGMA synchronous=NORMAL"));
+  const Status set = state_->run("UPDATE versions SET changed_fraction=? WHERE version=?", {fraction, version});
+  LATHE_TRY(state_->script("PRAGMA synchronous=FULL"));
+  return set;
+}
+
+Status Store::State::settle(const std::vector<int64_t>& on_disk) {
+  for (const int64_t version : on_disk)
+    LATHE_TRY(run("UPDATE versions SET durable_as=? WHERE version<=? AND durable_as=0 AND lost=0", {version, version}));
+  return {};
+}
+
+Status Store::mark_durable(const std::vector<int64_t>& on_disk) {
+  const std::lock_guard hold(state_->mutex);
+  // Of a long history only the end is new.
+  const int64_t first =
+      LATHE_TRY(state_->number("SELECT coalesce(min(version), 0) FROM versions WHERE durable_as=0 AND lost=0"));
+  const auto begin = std::lower_bound(on_disk.begin(), on_disk.end(), first);
+  return state_->together([&] { return state_->settle({begin, on_disk.end()}); });
+}
+
+Result<Lost> Store::mark_lost(const std::vector<int64_t>& on_disk) {
+  const std::lock_guard hold(state_->mutex);
+  Lost lost;
+  const Status marked = state_->together([&]() -> Status {
+    LATHE_TRY(state_->settle(on_disk));
+    const std::string gone = "durable_as=0 AND lost=0";
+    Statement version(state_->db, ("SELECT version FROM versions WHERE " + gone + " ORDER BY version").c_str(), {});
+    while (LATHE_TRY(version.step())) lost.versions.push_back(version.integer(0));
+    const std::string finished =
+        "state IN ('succeeded','not_learned') AND id IN (SELECT job_id FROM versions WHERE " + gone + ")";
+    Statement job(state_->db, ("SELECT id FROM jobs WHERE " + finished + " ORDER BY rowid").c_str(), {});
+    while (LATHE_TRY(job.step())) lost.jobs.push_back(job.text(0));
+    LATHE_TRY(state_->run(("UPDATE jobs SET state='lost' WHERE " + finished).c_str()));
+    return state_->run(("UPDATE versions SET lost=1 WHERE " + gone).c_str());
+  });
+  if (!marked.ok()) return marked.error();
+  return lost;
+}
+
+namespace {
+
+constexpr char kVersionColumns[] =
+    "SELECT version, kind, job_id, created_at, loss, learning_rate, changed_fraction, durable_as, lost FROM versions ";
+
+Result<std::vector<Version>> all_versions(sqlite3* db, const char* condition, const std::vector<Value>& values) {
+  Statement row(db, (kVersionColumns + std::string(condition)).c_str(), values);
+  std::vector<Version> versions;
+  while (LATHE_TRY(row.step())) {
+    versions.push_back({row.integer(0), row.text(1), row.text(2), row.real(3), row.real(4), row.real(5), row.real(6),
+                        row.integer(7), row.integer(8) != 0});
+  }
+  return versions;
+}
+
+}  // namespace
 
 Result<std::vector<Version>> Store::versions(int64_t limit) {
   const std::lock_guard hold(state_->mutex);
-  Statement row(state_->db,
-                "SELECT version, job_id, created_at, loss, learning_rate, changed_fraction, synced FROM versions ORDER "
-                "BY version DESC LIMIT ?",
-                {limit});
-  std::vector<Version> versions;
-  while (LATHE_TRY(row.step())) {
-    versions.push_back(
-        {row.integer(0), row.text(1), row.real(2), row.real(3), row.real(4), row.real(5), row.integer(6) != 0});
-  }
-  return versions;
+  return all_versions(state_->db, "ORDER BY version DESC LIMIT ?", {limit});
+}
+
+Result<std::vector<Version>> Store::versions_in(int64_t on_disk_after, int64_t on_disk_to) {
+  const std::lock_guard hold(state_->mutex);
+  return all_versions(state_->db, "WHERE durable_as>? AND durable_as<=? AND lost=0 ORDER BY version",
+                      {on_disk_after, on_disk_to});
+}
+
+Result<std::vector<Version>> Store::pending_versions() {
+  const std::lock_guard hold(state_->mutex);
+  return all_versions(state_->db, "WHERE durable_as=0 AND lost=0 ORDER BY version", {});
+}
+
+Result<std::vector<Version>> Store::lost_versions(int64_t limit) {
+  const std::lock_guard hold(state_->mutex);
+  return all_versions(state_->db, "WHERE lost=1 ORDER BY version DESC LIMIT ?", {limit});
 }
 
 Result<int64_t> Store::latest_version() {

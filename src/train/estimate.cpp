@@ -3,7 +3,10 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <numeric>
 
+#include "base/memory.h"
+#include "gpu/device.h"
 #include "train/backward.h"
 #include "train/loss.h"
 
@@ -176,6 +179,30 @@ MemoryEstimate estimate_memory(const model::ModelConfig& config, const weights::
     consider(0, 0, gradients.kept + gradients.commit);
   }
   return peak;
+}
+
+int64_t estimate_lesson(const model::ModelConfig& config, const weights::WeightStore& store,
+                        const optim::OptimizerConfig& optimizer, const StepOptions& step,
+                        std::span<const data::Example> examples) {
+  RunSettings settings;
+  settings.optimizer = optimizer;
+  settings.step = step;
+  const Dataset lesson({examples.begin(), examples.end()}, settings.objective);
+  data::MicroBatch all(examples.size());
+  std::iota(all.begin(), all.end(), 0);
+  const MemoryEstimate peak = estimate_memory(config, store, settings, lesson, {.steps = {{all}}}, 0);
+  return peak.total() - peak.program - peak.weights;
+}
+
+int64_t free_for_lessons(const weights::WeightStore& store) {
+  const c10::Device device = store.parameters().front().data.device();
+  if (device.is_cpu()) return available_bytes();
+  const auto found = gpu::inventory();
+  if (!found.ok()) return 0;
+  for (const gpu::DeviceInfo& info : found->devices) {
+    if (info.index == device.index()) return info.total_bytes - store.byte_count();
+  }
+  return 0;
 }
 
 }  // namespace lathe::train

@@ -52,4 +52,12 @@ MemoryEstimate estimate_memory(const model::ModelConfig& config, const weights::
                                const RunSettings& settings, const Dataset& training, const RunPlan& plan,
                                int64_t program);
 
+// What one lesson takes beside the model: a step over all its examples at once, and the optimizer's state.
+int64_t estimate_lesson(const model::ModelConfig& config, const weights::WeightStore& store,
+                        const optim::OptimizerConfig& optimizer, const StepOptions& step,
+                        std::span<const data::Example> examples);
+// What a lesson may take: what the machine has available now; on a GPU all of its memory but the weights, since what
+// torch keeps of earlier lessons is used again.
+int64_t free_for_lessons(const weights::WeightStore& store);
+
 }  // namespace lathe::train

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 namespace lathe::weights {
 
@@ -52,6 +53,28 @@ class MemoryWatch final : public at::Allocator {
 
   at::Allocator* inner_;
   static inline std::atomic<size_t> held_ = 0, peak_ = 0, largest_ = 0;
+};
+
+// Fails one allocation: throws `error` at the n-th after arm(n).
+class MemoryFault final : public at::Allocator {
+ public:
+  MemoryFault() : inner_(at::GetCPUAllocator()) { c10::SetCPUAllocator(this, 100); }
+  ~MemoryFault() override { c10::SetCPUAllocator(inner_, 100); }
+
+  void arm(int64_t n) { left_ = n; }
+  // Whether the fault happened since arm().
+  bool disarm() { return left_.exchange(0) <= 0; }
+
+  at::DataPtr allocate(size_t n) override {
+    if (left_.load() > 0 && left_.fetch_sub(1) == 1) throw std::bad_alloc();
+    return inner_->allocate(n);
+  }
+  at::DeleterFnPtr raw_deleter() const override { return inner_->raw_deleter(); }
+  void copy_data(void* to, const void* from, size_t n) const override { std::memcpy(to, from, n); }
+
+ private:
+  at::Allocator* inner_;
+  std::atomic<int64_t> left_ = 0;
 };
 
 }  // namespace lathe::weights

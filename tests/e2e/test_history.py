@@ -79,7 +79,8 @@ def test_versions_of_any_trainers_output(tmp_path, pair):
     back = lathe("rollback", model, 0)
     assert back["version"] == 2 and back["restores"] == 0
     assert weights(model) == first
-    assert lathe("rollback", model)["version"] == 3, "without a version: the one before"
+    assert "none before it" in lathe("rollback", model, code=1)
+    assert lathe("rollback", model, "--redo")["version"] == 3
     assert weights(model) == second
 
     log = lathe("log", model)
@@ -311,7 +312,7 @@ def test_a_live_server(serve, tiny, tmp_path):
     assert synced["version"] == 2 and synced["delta_bytes"] > 0
     middle = scores()
     assert middle != before
-    assert lathe("log", tiny)["versions"][0]["note"] == "1 corrections, 2 steps"
+    assert lathe("log", tiny)["versions"][0]["note"] == "1 correction, 2 steps"
     lathe("publish", tiny, tmp_path / "live")
     published = weights(tmp_path / "live")
     assert published == weights(tiny)

@@ -1,0 +1,108 @@
+#include "daemon/life_cycle.h"
+
+#include <thread>
+
+#include "base/log.h"
+#include "daemon/routes.h"
+
+namespace lathe::daemon {
+namespace {
+
+teach::TeacherOptions teacher_options(const std::string& directory, const config::Settings& settings) {
+  teach::TeacherOptions options{
+      .directory = directory,
+      .history = settings.history == "interval" ? teach::HistoryMode::kInterval : teach::HistoryMode::kLesson,
+      .max_queued = settings.max_learning,
+      .sync_seconds = settings.sync_seconds,
+      .materialize = settings.materialize,
+      .lesson_bytes = settings.lesson_memory << 20};
+  options.optimizer.train_embeddings = settings.train_embeddings;
+  const auto method = optim::parse_method(settings.optimizer);
+  if (method.ok()) options.optimizer.method = *method;
+  return options;
+}
+
+LearningRoutes::Options learning_options(const LifeCycle::Parts& parts, const config::Settings& settings) {
+  const model::ModelConfig& model = parts.loaded.model->config();
+  return {.directory = parts.directory,
+          .learning_rate = settings.learning_rate,
+          .steps = settings.steps,
+          .until_loss = settings.until_loss,
+          .vocab_size = model.vocab_size,
+          .max_context = context_limit(settings.max_context, model),
+          .grade = parts.grade};
+}
+
+}  // namespace
+
+void guard_thread(const char* name, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const std::exception& e) {
+    log::error(std::string(name) + " failed: " + e.what());
+  }
+}
+
+LifeCycle::LifeCycle(const Parts& parts, const config::Settings& settings)
+    : env_(parts.env),
+      directory_(parts.directory),
+      settings_(settings),
+      model_name_(model_name(settings.served_name, parts.directory)),
+      logging_(events_.subscribe(teach::log_event)),
+      teacher_(parts.loaded, parts.holder, parts.store, parts.env, events_, teacher_options(parts.directory, settings),
+               parts.on_disk),
+      learning_(parts.text, teacher_, parts.store, parts.env, learning_options(parts, settings)),
+      server_(server_options(settings)) {
+  learning_.add_routes(server_);
+}
+
+Result<std::unique_ptr<LifeCycle>> LifeCycle::create(const Parts& parts, const config::Settings& settings) {
+  std::unique_ptr<LifeCycle> cycle(new LifeCycle(parts, settings));
+  // Weights that are adopted hold what a process that was killed had taught: its lessons are not lost.
+  if (parts.adopt) {
+    LATHE_TRY(cycle->teacher_.adopt());
+  } else {
+    LATHE_TRY(cycle->teacher_.settle());
+  }
+  cycle->learning_.relearn(cycle->learning_.to_relearn());
+  cycle->relearning_ = cycle->events_.subscribe([&learning = cycle->learning_](const teach::Event& event) {
+    if (const auto* lost = std::get_if<teach::Lost>(&event)) learning.relearn(lost->what.jobs);
+  });
+  return cycle;
+}
+
+api::Health LifeCycle::health() const {
+  const teach::Jobs::Counts counts = teacher_.counts();
+  const std::chrono::duration<double> uptime = std::chrono::steady_clock::now() - started_;
+  return {.model = model_name_,
+          .version = teacher_.version(),
+          .synced_version = teacher_.durable_version(),
+          .torn = teacher_.torn(),
+          .learning = counts.queued + counts.running,
+          .lost = learning_.still_lost(),
+          .uptime_seconds = uptime.count()};
+}
+
+Status LifeCycle::run(const Signals& signals, const std::function<void(int port)>& ready,
+                      const std::vector<Thread>& beside, const std::function<void()>& ending) {
+  Status last_sync;
+  {
+    std::jthread teaching([&](std::stop_token stop) { last_sync = teacher_.run(stop); });
+    std::vector<std::jthread> others;
+    for (const Thread& work : beside)
+      others.emplace_back([&work](std::stop_token stop) { guard_thread("a thread", [&] { work(stop); }); });
+    LATHE_TRY(server_.start());  // leaving here stops and joins the threads
+    const Announcement announcement(env_, directory_, settings_.host, server_.port());
+    ready(server_.port());
+    signals.wait();
+    signals.release();
+    log::info("stopping: finishing the step at hand, then syncing");
+    teaching.request_stop();
+    for (std::jthread& other : others) other.request_stop();
+    if (ending) ending();
+    server_.stop();
+  }
+  return last_sync;
+}
+
+}  // namespace lathe::daemon
