@@ -24,7 +24,7 @@ namespace {
 
 Error no_directory(const std::string& named) {
   return invalid_argument("vLLM was started with '" + named +
-                          "', which is no directory here; start it with a model directory (lathe needs one to make "
+                          "', which is not a directory here; start it with a model directory (lathe needs one to make "
                           "what was learned durable), or name the same directory as MODEL_DIR");
 }
 
@@ -91,15 +91,15 @@ Result<bool> settle_difference(io::Env& env, vllm::Session& session, const Impor
   return Error{Code::kConflict,
                "vLLM's weights are not those of " + imported.directory + ": " + std::to_string(names.size()) +
                    " tensors differ, the first is " + names.front() +
-                   ". If a trainer ended without a sync: --on-difference restore makes vLLM's as on disk, adopt makes "
-                   "them a new version. Else vLLM changed them while loading, and they cannot be taught"};
+                   ". If a trainer ended without a sync: --on-difference restore reloads them from disk, adopt makes "
+                   "them a new version. Otherwise vLLM changed them while loading, and they cannot be taught"};
 }
 
 // Other tokens than the directory's are taught only if asked for.
 Status settle_tokens(const text::Text& text, const AttachOptions& options) {
   const Status compared = compare_tokens(text, options.server);
   if (compared.ok() || options.tokens == Tokens::kOurs || compared.error().code != Code::kConflict) return compared;
-  log::warning(compared.error().message + " (as is done)");
+  log::warning(compared.error().message + " (it is set)");
   return {};
 }
 

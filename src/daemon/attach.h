@@ -32,7 +32,7 @@ struct AttachOptions {
   OnDifference on_difference = OnDifference::kRefuse;
   Tokens tokens = Tokens::kOurs;
   bool proxy = false;  // pass vLLM's inference routes through; vllm/proxy.h
-  bool live = false;   // write beside running requests, pausing them briefly after the write
+  bool live = false;   // write while requests run, pausing them briefly after the write
 };
 
 // vLLM's weights as a model that can be taught, over vLLM's memory.

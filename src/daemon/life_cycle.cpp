@@ -96,7 +96,7 @@ Status LifeCycle::run(const Signals& signals, const std::function<void(int port)
     ready(server_.port());
     signals.wait();
     signals.release();
-    log::info("stopping: finishing the step at hand, then syncing");
+    log::info("stopping: finishing the current step, then syncing");
     teaching.request_stop();
     for (std::jthread& other : others) other.request_stop();
     if (ending) ending();

@@ -53,7 +53,7 @@ engine::Request Service::engine_request(std::vector<int32_t> prompt, const api::
   out.min_tokens = request.min_tokens;
   out.stop_ids = request.stop_token_ids;
   for (const int64_t id : model_.eos_tokens) {
-    // A configuration may name one that the vocabulary lacks; the model cannot say it.
+    // A configuration may name one that the vocabulary lacks; the model cannot generate it.
     if (!request.ignore_eos && id >= 0 && id < model_.vocab_size) out.stop_ids.push_back(static_cast<int32_t>(id));
   }
   out.logprobs = request.logprobs;

@@ -167,7 +167,7 @@ void Engine::State::admit() {
       next = std::move(waiting.front());
       waiting.pop_front();
     }
-    // The border, as in step(): the request that there is no room for fails, the engine goes on.
+    // The border, as in step(): the request that there is no room for fails, the engine continues.
     const std::shared_ptr<Generation> generation = next.generation;
     try {
       admit(std::move(next));

@@ -111,7 +111,7 @@ class Store {
 
   // Keeps the `keep` latest; none if that is 0, nor one of more than kMaxCompletionBytes.
   Status add_completion(const Completion& completion, int64_t keep);
-  // The same beside an answer that goes out in any case: a failure is only logged.
+  // The same for an answer that is sent in any case: a failure is only logged.
   void keep_completion(const Completion& completion, int64_t keep);
   Status mark_corrected(const std::string& id, const std::string& job_id);
   Result<Completion> completion(const std::string& id);        // kNotFound

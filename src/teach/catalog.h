@@ -2,7 +2,7 @@
 //
 // The chain of deltas says which there are; the store, which may have been lost, adds lessons and losses. Steps that
 // became durable together are one entry, because only their last can be restored.
-// Threads: any; reads file names and the ends of delta files, beside a running server.
+// Threads: any; reads file names and the ends of delta files, also while a server runs.
 #pragma once
 
 #include <cstdint>

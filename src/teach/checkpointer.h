@@ -1,8 +1,8 @@
 // Checkpointer: makes the live weights durable, and brings live weights and directory back to what they were.
 //
 // Threads: the teaching thread, which is the only writer: the weights are still while their tiles are hashed and the
-// changed ones read, and serving goes on.
-// Durability: what sync(), roll_back() and redo() return is durable, and the store says of exactly the versions that the
+// changed ones read, and serving continues.
+// Durability: what sync(), roll_back() and redo() return is durable, and the store marks as durable exactly the versions
 // directory holds that they are.
 #pragma once
 

@@ -1,6 +1,6 @@
-// Events: what happens to the weights, told to whoever wants to know: a log, a page, metrics.
+// Events: what happens to the weights, for whoever listens: a log, a page, metrics.
 //
-// Threads: subscribe() and the end of a Subscription from any thread; listeners are called on the thread that tells,
+// Threads: subscribe() and the end of a Subscription from any thread; listeners are called on the thread that emits,
 // which is the teaching thread, one event after the other. They return soon and do not wait for the teaching thread.
 // Memory: a Subscription ends with its object; the Events outlive it.
 // Errors: what a listener throws is logged and kept from the others.

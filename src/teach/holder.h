@@ -20,16 +20,16 @@ class Holder {
 
   // Returns once the weights may be changed. An error means that they may not, and that nothing is open.
   virtual Status begin() = 0;
-  // They are whole again, and of this version. After an error they are still open: abandon().
+  // The weights are complete again, as this version. After an error they are still open: call abandon().
   virtual Status end(int64_t version) = 0;
-  // Instead of end(): they are to be as the model directory has them. After an error they are of no version, and no
+  // Instead of end(): makes the weights those of the model directory. After an error they are of no version, and no
   // longer open.
   virtual Status abandon() = 0;
-  // The model directory has them as they are now.
+  // Says that the model directory now holds the live weights.
   virtual Status durable() = 0;
 };
 
-// This process serves: the Gate is held alone from begin() to the end.
+// This process serves: the Gate is held exclusively from begin() to the end.
 class GateHolder final : public Holder {
  public:
   // `reload` reads the weights again from the model directory; it is called with the Gate held.
@@ -46,8 +46,8 @@ class GateHolder final : public Holder {
   std::optional<weights::Gate::Exclusive> alone_;
 };
 
-// vLLM serves: between begin() and the end it is paused (or, `live`, goes on), and takes this process for hung after a
-// lease.
+// vLLM serves: between begin() and the end it is paused (or, `live`, keeps running). When the lease is over it assumes
+// that this process hangs.
 class SessionHolder final : public Holder {
  public:
   SessionHolder(vllm::Session& session, bool live) : session_(session), live_(live) {}

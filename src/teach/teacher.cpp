@@ -68,8 +68,9 @@ Status Teacher::check_memory(const Lesson& lesson) const {
   const bool limited = options_.lesson_bytes > 0;
   const int64_t free = limited ? options_.lesson_bytes : train::free_for_lessons(*loaded_.store);
   if (wanted <= free || free == 0) return {};  // 0: the system does not say
-  return Error{Code::kExhausted, "this lesson would take about " + mebibytes(wanted) + " beside the model, and " +
-                                     mebibytes(free) + (limited ? " are allowed (--lesson-memory)" : " are free") +
+  return Error{Code::kExhausted, "this lesson would take about " + mebibytes(wanted) +
+                                     " in addition to the model, and " + mebibytes(free) +
+                                     (limited ? " are allowed (--lesson-memory)" : " are free") +
                                      "; teach fewer examples at once, or shorter ones"};
 }
 

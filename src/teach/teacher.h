@@ -45,7 +45,7 @@ struct TeacherOptions {
   // demand, at the end, and in kLesson before the next lesson.
   int64_t sync_seconds = 600;
   bool materialize = false;
-  int64_t lesson_bytes = 0;  // what a lesson may take beside the model; 0: what is free
+  int64_t lesson_bytes = 0;  // what a lesson may take in addition to the model; 0: what is free
 };
 
 class Teacher {

@@ -305,7 +305,7 @@ TEST_F(TeacherTest, TheEndIsToldWithItsCode) {
   EXPECT_EQ(teacher_->submit(lesson("late"), "{}").error().code, Code::kUnavailable);
 }
 
-// Memory that runs out anywhere in a lesson: the weights are what some version says, and teaching goes on.
+// Memory that runs out anywhere in a lesson: the weights are those of some version, and teaching continues.
 TEST_F(TeacherTest, OutOfMemoryAnywhereLeavesAVersion) {
   weights::MemoryFault memory;
   start();

@@ -1,7 +1,7 @@
 // Versions: which version the live weights are, which one is durable, and who may have the next number.
 //
-// One state machine for all that happens to the weights. It alone gives numbers; a number is given once, and one that
-// was announced and not used stays unused.
+// One state machine for everything that happens to the weights. Only it assigns numbers; a number is assigned once, and
+// one that was announced and not used stays unused.
 //
 //             begin            committed
 //   whole ------------> writing ---------> whole       live = the number
