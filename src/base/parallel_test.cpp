@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -34,6 +36,18 @@ TEST(ParallelFor, AFailureStopsTheLoopAndTheLowestIsReturned) {
   ASSERT_FALSE(done.ok());
   EXPECT_EQ(done.error().message, "3");
   EXPECT_LT(turns, 1000);
+}
+
+TEST(ParallelFor, WhatIsThrownReachesTheCaller) {
+  for (const size_t bad : {0, 7, 99}) {
+    EXPECT_THROW((void)parallel_for(100, 4,
+                                    [&](size_t i, size_t) -> Status {
+                                      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                                      if (i == bad) throw std::bad_alloc();
+                                      return {};
+                                    }),
+                 std::bad_alloc);
+  }
 }
 
 TEST(ParallelFor, OneThreadIsTheCallers) {

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "base/thread_border.h"
 #include "daemon/routes.h"
 
 namespace lathe::daemon {
@@ -34,14 +35,6 @@ LearningRoutes::Options learning_options(const LifeCycle::Parts& parts, const co
 }
 
 }  // namespace
-
-void guard_thread(const char* name, const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const std::exception& e) {
-    log::error(std::string(name) + " failed: " + e.what());
-  }
-}
 
 LifeCycle::LifeCycle(const Parts& parts, const config::Settings& settings)
     : env_(parts.env),
@@ -90,7 +83,7 @@ Status LifeCycle::run(const Signals& signals, const std::function<void(int port)
     std::jthread teaching([&](std::stop_token stop) { last_sync = teacher_.run(stop); });
     std::vector<std::jthread> others;
     for (const Thread& work : beside)
-      others.emplace_back([&work](std::stop_token stop) { guard_thread("a thread", [&] { work(stop); }); });
+      others.emplace_back([&work](std::stop_token stop) { within_border("a thread", [&] { work(stop); }); });
     LATHE_TRY(server_.start());  // leaving here stops and joins the threads
     const Announcement announcement(env_, directory_, settings_.host, server_.port());
     ready(server_.port());

@@ -66,7 +66,4 @@ class LifeCycle {
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
 };
 
-// Runs a thread's work; what it throws is logged instead of ending the process.
-void guard_thread(const char* name, const std::function<void()>& work);
-
 }  // namespace lathe::daemon

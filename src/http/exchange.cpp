@@ -8,6 +8,7 @@
 #include <optional>
 #include <thread>
 
+#include "base/thread_border.h"
 #include "http/address.h"
 
 namespace lathe::http {
@@ -73,9 +74,12 @@ void Exchange::State::run(httplib::Request request) {
   request.content_receiver = [this](const char* data, size_t size, uint64_t, uint64_t) {
     return take_piece(data, size);
   };
-  const httplib::Result result = client.send(request);
+  std::optional<httplib::Result> sent;
+  within_border("the request to " + url, [&] { sent = client.send(request); });
   const std::lock_guard hold(mutex);
-  if (!result) {
+  if (!sent) {
+    failure = Error{Code::kInternal, "the request to " + url + " failed"};
+  } else if (const httplib::Result& result = *sent; !result) {
     failure =
         Error{Code::kUnavailable, (head ? "the answer of " + url + " broke off (" : "no answer from " + url + " (") +
                                       httplib::to_string(result.error()) + ")"};

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <new>
 #include <thread>
 
 namespace lathe::http {
@@ -93,6 +94,24 @@ TEST_F(ExchangeTest, TellsABodyThatBreaksOff) {
   ASSERT_TRUE(exchange->head(kAlways).ok());
   const std::string body = rest(*exchange);
   EXPECT_TRUE(body.starts_with("half|the answer of http://127.0.0.1:")) << body;
+}
+
+TEST_F(ExchangeTest, WhatAnAnswerThrowsBreaksItOffAndTheServerContinues) {
+  std::atomic<int> asked{0};
+  serve([&](const Request& request) {
+    const int turn = asked++;
+    if (turn == 3) return Response{.body = "well"};
+    const auto fail = []() -> bool { throw std::bad_alloc(); };
+    if (turn == 0) return Response{.stream = [=](const auto& send) { (void)(send("a") && fail()); }};
+    if (turn == 1) return Response{.pieces = [=](const auto& send) { return send("a") && fail(); }};
+    return Response{.deferred = [=](const auto&) -> Result<std::string> { return fail() ? request.body : ""; }};
+  });
+  for (const std::string before : {"data: a\n\n", "a", ""}) {
+    const std::string got = rest(*ask());
+    EXPECT_EQ(got.substr(0, got.find('|')), before);
+    EXPECT_NE(got.find("broke off"), std::string::npos) << got;
+  }
+  EXPECT_EQ(rest(*ask()), "well");
 }
 
 TEST_F(ExchangeTest, GivesUpBeforeTheAnswerAndTheServerNotices) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/thread_border.h"
 #include "http/address.h"
 #include "http/error_body.h"
 
@@ -114,6 +115,28 @@ Connected connected_of(const httplib::Request& request) {
   };
 }
 
+// Handlers have the library's border, which answers 500. This one is around the rest of a connection, such as the memory
+// for its header.
+class GuardedPool final : public httplib::ThreadPool {
+ public:
+  using ThreadPool::ThreadPool;
+  void enqueue(std::function<void()> connection) override {
+    ThreadPool::enqueue([connection = std::move(connection)] { within_border("a connection", connection); });
+  }
+};
+
+// An answer that `write` makes while it is sent. If that throws or says that it is not whole, the connection ends
+// without the last chunk, so that nobody takes the answer for whole.
+void send_as_made(const std::string& path, const std::string& content_type,
+                  std::function<bool(httplib::DataSink&)> write, httplib::Response& response) {
+  response.set_chunked_content_provider(content_type, [path, write = std::move(write)](size_t, httplib::DataSink& sink) {
+    bool whole = false;
+    within_border(path, [&] { whole = write(sink); });
+    if (whole) sink.done();
+    return whole;
+  });
+}
+
 }  // namespace
 
 struct Server::State {
@@ -173,42 +196,34 @@ void Server::State::answer(const Handler& handler, const httplib::Request& reque
   if (result.status == 429 && !response.has_header("Retry-After")) response.set_header("Retry-After", "1");
   if (result.stream) {
     response.set_header("Cache-Control", "no-cache");
-    response.set_chunked_content_provider("text/event-stream",
-                                          [stream = std::move(result.stream)](size_t, httplib::DataSink& sink) {
-                                            stream([&](std::string_view data) {
-                                              const std::string event = "data: " + std::string(data) + "\n\n";
-                                              return sink.is_writable() && sink.write(event.data(), event.size());
-                                            });
-                                            sink.done();
-                                            return true;
-                                          });
-  } else if (result.pieces) {
-    response.set_chunked_content_provider(result.content_type, [pieces = std::move(result.pieces)](
-                                                                   size_t, httplib::DataSink& sink) {
-      if (!pieces([&](std::string_view data) { return sink.is_writable() && sink.write(data.data(), data.size()); }))
-        return false;
-      sink.done();
+    const auto write = [stream = std::move(result.stream)](httplib::DataSink& sink) {
+      stream([&](std::string_view data) {
+        const std::string event = "data: " + std::string(data) + "\n\n";
+        return sink.is_writable() && sink.write(event.data(), event.size());
+      });
       return true;
-    });
+    };
+    send_as_made(request.path, "text/event-stream", write, response);
+  } else if (result.pieces) {
+    const auto write = [pieces = std::move(result.pieces)](httplib::DataSink& sink) {
+      return pieces([&](std::string_view data) { return sink.is_writable() && sink.write(data.data(), data.size()); });
+    };
+    send_as_made(request.path, result.content_type, write, response);
   } else if (result.deferred) {
-    response.set_chunked_content_provider(
-        result.content_type,
-        [path = request.path, deferred = std::move(result.deferred)](size_t, httplib::DataSink& sink) {
-          const Result<std::string> made = deferred([&] { return sink.is_writable(); });
-          if (!made.ok() && made.error().code != Code::kCancelled) {
-            log::error(path + ": answer not finished: " + made.error().message);
-          }
-          if (!made.ok() || !sink.write(made->data(), made->size())) return false;
-          sink.done();
-          return true;
-        });
+    const auto write = [path = request.path, deferred = std::move(result.deferred)](httplib::DataSink& sink) {
+      const Result<std::string> made = deferred([&] { return sink.is_writable(); });
+      if (!made.ok() && made.error().code != Code::kCancelled)
+        log::error(path + ": answer not finished: " + made.error().message);
+      return made.ok() && sink.write(made->data(), made->size());
+    };
+    send_as_made(request.path, result.content_type, write, response);
   } else {
     response.set_content(result.body, result.content_type);
   }
 }
 
 void Server::State::configure() {
-  server.new_task_queue = [threads = options.threads] { return new httplib::ThreadPool(static_cast<size_t>(threads)); };
+  server.new_task_queue = [threads = options.threads] { return new GuardedPool(static_cast<size_t>(threads)); };
   server.set_payload_max_length(static_cast<size_t>(options.max_body_bytes));
   server.set_tcp_nodelay(true);
   server.set_keep_alive_max_count(1000);
@@ -317,7 +332,9 @@ Status Server::start() {
     return Error{Code::kConflict, "cannot listen on " + authority(host, options.port) +
                                       "; is the port in use? choose another with --port"};
   }
-  state_->listener = std::jthread([this] { state_->server.listen_after_bind(); });
+  state_->listener = std::jthread([this] {
+    within_border("the listener", [&] { state_->server.listen_after_bind(); });
+  });
   // stop() does nothing before the listener runs, so start() returns only once it does.
   while (!state_->server.is_running()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   return {};
