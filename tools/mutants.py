@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Breaks the code that writes model directories on purpose, one line at a time, and sees whether a test notices.
+"""Breaks the code that writes model directories, and the code that teaches, on purpose, one line at a time, and sees whether a test notices.
 
 usage: mutants.py [--sample N [--seed S]] [NAME...]    those whose names contain one of the words; N of them
        mutants.py --fit                               only whether each still fits the code: at once, builds nothing
@@ -19,11 +19,10 @@ import sys
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 COPY = REPOSITORY / "build-mutants"
-TESTS = ["sync_test", "history_test", "crash_test"]  # the fast ones first; of each, what it says first
 STATES = "30000"  # one pass over all operations of all scenarios
 
-# name: (file, old, new), files as seen from src/history
-MUTANTS = {
+# name: (file, old, new), files as seen from the suite's folder
+HISTORY = {
     "delta: not synced before its rename": (
         "sync.cpp", "  LATHE_TRY(file->sync());\n  LATHE_TRY(file->close());\n  return Written{", "  LATHE_TRY(file->close());\n  return Written{"),
     "delta: renamed first, synced afterwards": (
@@ -129,6 +128,68 @@ MUTANTS = {
         "export.cpp", "  LATHE_TRY(out->sync());\n", ""),
 }
 
+TEACHING = {
+    "versions: a number is given twice": (
+        "versions.cpp", "  move(State::kWhole, State::kWriting);\n  return ++last_given_;", "  move(State::kWhole, State::kWriting);\n  return last_given_ = live_ + 1;"),
+    "versions: what was taken back stays live": (
+        "versions.cpp", "  move(State::kWriting, State::kWhole);\n  live_ = durable_.load();", "  move(State::kWriting, State::kWhole);\n  live_ = last_given_;"),
+    "versions: torn weights may be taught": (
+        "versions.cpp", "  state_ = State::kTorn;", "  state_ = State::kWhole;"),
+    "lesson: the one before is not made durable first": (
+        "teacher.cpp", "      if (options_.history == HistoryMode::kLesson && versions_.pending()) sync_or_log();\n", ""),
+    "lesson: its outcome does not wait for durability": (
+        "teacher.cpp", "  if (lesson.durable && versions_.pending()) {", "  if (false) {"),
+    "lesson: not durable by itself": (
+        "teacher.cpp", "  const double due = at_once ? 0 : ", "  const double due = "),
+    "lesson: a known answer takes a step": (
+        "teacher.cpp", "      if (proposal.loss < lesson.until_loss) {", "      if (false) {"),
+    "lesson: a rising loss is a success": (
+        "teacher.cpp", "outcome.learned.loss_after < outcome.learned.loss_before ? State::kSucceeded : State::kNotLearned", "State::kSucceeded"),
+    "lesson: its memory is not estimated": (
+        "teacher.cpp", "  LATHE_TRY(check_memory(lesson));\n", ""),
+    "lesson: cancelled only at its end": (
+        "teacher.cpp", "  if (!reason) return {};\n", "  if (reason || !reason) return {};\n"),
+    "lesson: a sync waits for its end": (
+        "teacher.cpp", "  while (jobs_.sync_waits()) execute(*jobs_.next_command());\n", ""),
+    "policy: asked for the first step only": (
+        "teacher.cpp", "    if (policy_) LATHE_TRY(", "    if (policy_ && step == 0) LATHE_TRY("),
+    "policy: a refusal leaves earlier steps": (
+        "teacher.cpp", "  checkpointer_.take_back(/*whole=*/false);\n  learned.steps = 0;", "  versions_.unchanged();\n  learned.steps = 0;"),
+    "commit: a holder's failing end is overlooked": (
+        "teacher.cpp", "    done = holder_.end(version);\n", "    (void)holder_.end(version);\n"),
+    "jobs: what is refused is stored": (
+        "jobs.cpp", "    if (ticket->lesson.relearns.empty() && std::ssize(lessons_) >= max_queued_) {",
+        "    if (ticket->lesson.relearns.empty() && std::ssize(lessons_) >= max_queued_) {\n      (void)store_.add_job({.id = ticket->lesson.id, .state = \"failed\"});"),
+    "jobs: an error loses its code": (
+        "jobs.cpp", "const Error kStopping{Code::kUnavailable,", "const Error kStopping{Code::kInternal,"),
+    "jobs: taken after the end": (
+        "jobs.cpp", "    if (closed_) return kStopping;\n    if (ticket", "    if (ticket"),
+    "store: what was lost is not named": (
+        "checkpointer.cpp", "  store::Lost lost = LATHE_TRY(store_.mark_lost(there));\n", "  store::Lost lost;\n"),
+    "sync: the store is not told": (
+        "checkpointer.cpp", "  LATHE_TRY(note_durable());\n  const Moved moved{.version = latest_", "  const Moved moved{.version = latest_"),
+    "rollback: the live weights do not follow": (
+        "checkpointer.cpp", "    return weights_.reload(dir);\n", "    return Status();\n"),
+    "rollback: nothing is read before the weights change": (
+        "checkpointer.cpp", "  LATHE_TRY(train::guarded(\"reading the directory\", [&] { return weights_.check_reload(dir); }));\n", ""),
+    "rollback: not synced first": (
+        "checkpointer.cpp", "  LATHE_TRY(sync());\n  const auto report = move_directory", "  const auto report = move_directory"),
+}
+
+
+class Suite:
+    """Mutants of one folder, and the tests that judge them: the fast ones first; of each, what it says first."""
+
+    def __init__(self, mutants, folder, preset, build, tests):
+        self.mutants, self.folder, self.preset, self.build, self.tests = mutants, folder, preset, build, tests
+
+
+SUITES = [
+    Suite(HISTORY, "src/history", "core", "build-core", ["sync_test", "history_test", "crash_test"]),
+    Suite(TEACHING, "src/teach", "cpu", "build", ["versions_test", "teacher_test"]),
+]
+ALL = {name: suite for suite in SUITES for name in suite.mutants}
+
 
 def edits(mutant):
     """(file, old, new) triples; a pair without a file belongs to the file before."""
@@ -143,10 +204,10 @@ def edits(mutant):
 def misfits():
     """What the code no longer says, as lines of text."""
     found = []
-    for name, mutant in MUTANTS.items():
-        texts: dict[str, str] = {}
-        for file, old, new in edits(mutant):
-            path = REPOSITORY / "src/history" / file
+    for name, suite in ALL.items():
+        texts: dict[pathlib.Path, str] = {}
+        for file, old, new in edits(suite.mutants[name]):
+            path = REPOSITORY / suite.folder / file
             text = texts.get(path) or (path.read_text() if path.is_file() else "")
             if text.count(old) != 1:
                 found.append(f"{name}: no longer fits {file}: {old.strip()[:80]!r} is there {text.count(old)} times")
@@ -158,7 +219,7 @@ def run(*command, **options):
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
-def prepare():
+def prepare(suites):
     """A copy of the tree as it is; files that did not change keep their times, so that little is built."""
     listed = run("git", "-C", REPOSITORY, "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines()
     for name in listed:
@@ -167,20 +228,26 @@ def prepare():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
-    if run("cmake", "--preset", "core", cwd=COPY).returncode != 0:
-        sys.exit("mutants: the copy cannot be configured")
+    for suite in suites:
+        if run("cmake", "--preset", suite.preset, cwd=COPY).returncode != 0:
+            sys.exit("mutants: the copy cannot be configured")
+        built = build(suite)
+        if built.returncode != 0:
+            sys.exit("mutants: the unchanged code does not build\n" + built.stdout[-3000:])
+        if unchanged := first_failure(suite):
+            sys.exit(f"mutants: the unchanged code fails: {unchanged}")
 
 
-def build():
-    return run("cmake", "--build", "--preset", "core", "--target", *TESTS, cwd=COPY)
+def build(suite):
+    return run("cmake", "--build", "--preset", suite.preset, "--target", *suite.tests, cwd=COPY)
 
 
-def first_failure():
+def first_failure(suite):
     """The test that fails and what it says, or None."""
-    for test in TESTS:
+    for test in suite.tests:
         arguments = ["--gtest_filter=-*Controls*"] if test == "crash_test" else []
         try:
-            done = run(COPY / "build-core/src/history" / test, *arguments, timeout=600, env={**os.environ, "LATHE_CRASH_STATES": STATES})
+            done = run(COPY / suite.build / suite.folder / test, *arguments, timeout=600, env={**os.environ, "LATHE_CRASH_STATES": STATES})
         except subprocess.TimeoutExpired:
             return f"{test}: does not end"
         if done.returncode == 0:
@@ -202,44 +269,43 @@ def options():
     return parser.parse_args()
 
 
+def judge(name):
+    """What caught it; None if nothing did. The copy is whole again afterwards."""
+    suite = ALL[name]
+    originals: dict[pathlib.Path, str] = {}
+    try:
+        for file, old, new in edits(suite.mutants[name]):
+            path = COPY / suite.folder / file
+            text = path.read_text()
+            originals.setdefault(path, text)
+            path.write_text(text.replace(old, new))
+        built = build(suite)
+        if built.returncode != 0:
+            return None, "does not build: " + (re.search(r"error: .*", built.stdout) or [""])[0]
+        return first_failure(suite), ""
+    finally:
+        for path, text in originals.items():
+            path.write_text(text)
+
+
 def main():
     asked = options()
     if found := misfits():
         sys.exit("\n".join(found))
     if asked.fit:
-        print(f"mutants: all {len(MUTANTS)} fit")
+        print(f"mutants: all {len(ALL)} fit")
         return 0
-    chosen = [name for name in MUTANTS if not asked.names or any(word in name for word in asked.names)]
+    chosen = [name for name in ALL if not asked.names or any(word in name for word in asked.names)]
     if asked.sample is not None:
         chosen = sorted(random.Random(asked.seed).sample(chosen, min(asked.sample, len(chosen))))
     if not chosen:
         sys.exit("mutants: no name contains " + " or ".join(asked.names))
-    prepare()
-    built = build()
-    if built.returncode != 0:
-        sys.exit("mutants: the unchanged code does not build\n" + built.stdout[-3000:])
-    if unchanged := first_failure():
-        sys.exit(f"mutants: the unchanged code fails: {unchanged}")
+    prepare([suite for suite in SUITES if any(name in suite.mutants for name in chosen)])
     survivors = 0
     for name in chosen:
-        originals: dict[pathlib.Path, str] = {}
-        verdict = None
-        for file, old, new in edits(MUTANTS[name]):
-            path = COPY / "src/history" / file
-            text = path.read_text()
-            originals.setdefault(path, text)
-            if text.count(old) != 1:
-                verdict = f"NO LONGER FITS {file}: found {text.count(old)} times"
-                break
-            path.write_text(text.replace(old, new))
-        if verdict is None:
-            built = build()
-            verdict = first_failure() if built.returncode == 0 else "DOES NOT BUILD: " + (re.search(r"error: .*", built.stdout) or [""])[0]
-        for path, text in originals.items():
-            path.write_text(text)
-        bad = verdict is None or verdict.split(":")[0].isupper() or verdict.startswith(("NO LONGER", "DOES NOT"))
-        survivors += bad
-        print(f"{'SURVIVED' if bad else 'caught  '}  {name:64} {verdict or ''}", flush=True)
+        caught_by, why = judge(name)
+        survivors += caught_by is None
+        print(f"{'caught  ' if caught_by else 'SURVIVED'}  {name:64} {caught_by or why}", flush=True)
     print(f"{len(chosen) - survivors} of {len(chosen)} mutants caught")
     return 1 if survivors else 0
 
