@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "commands.h"
+#include "delta/paths.h"
 #include "gpu/device.h"
 #include "io/env.h"
 #include "model/model.h"
@@ -143,6 +144,7 @@ void print_table(const Json& r) {
 }
 
 Status bench(const Options& options) {
+  LATHE_TRY(delta::check_model_directory(io::posix_env(), options.directory));
   const c10::Device device = LATHE_TRY(gpu::open(options.device));
   const model::LoadedModel loaded =
       LATHE_TRY(model::load_model(io::posix_env(), options.directory, {.device = device}));

@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
-#include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
 
 #include "client.h"
 #include "commands.h"
+#include "line_editor.h"
 
 namespace lathe::cli {
 namespace {
@@ -20,17 +22,21 @@ using Json = nlohmann::ordered_json;
 struct Options {
   std::string server = "http://127.0.0.1:8077", api_key, system;
   double temperature = 0;
+  bool no_history = false;
   int64_t max_tokens = 1024;  // a small model at temperature 0 may repeat itself until its context is full
 };
 
 constexpr const char* kHelp =
     "Type a message. Commands:\n"
     "  /fix BETTER ANSWER   teach the model to answer your last message like this\n"
+    "  /undo                take the last lesson back; repeated, the one before it\n"
+    "  /redo                take the last /undo back\n"
     "  /again               ask your last message again\n"
     "  /new                 start a new conversation\n"
     "  /sync                make what was learned durable now\n"
     "  /quit                leave\n"
-    "Ctrl-C stops an answer; behind the prompt it leaves.\n";
+    "Arrow keys edit the line and bring back earlier ones. Ctrl-C stops an answer, or drops the line.\n"
+    "Twice, it leaves, as Ctrl-D does.\n";
 
 std::atomic<bool> stopped{false};
 
@@ -63,6 +69,10 @@ class Chat {
       std::printf("%s", kHelp);
     } else if (line == "/new") {
       restart();
+    } else if (line == "/undo") {
+      LATHE_TRY(undo());
+    } else if (line == "/redo") {
+      LATHE_TRY(redo());
     } else if (line == "/again") {
       LATHE_TRY(ask_again());
     } else if (line == "/sync") {
@@ -84,6 +94,8 @@ class Chat {
  private:
   void restart() {
     messages_ = Json::array();
+    before_fix_.reset();
+    undone_fix_.reset();
     if (!options_.system.empty()) messages_.push_back({{"role", "system"}, {"content", options_.system}});
   }
 
@@ -125,26 +137,53 @@ class Chat {
     std::printf("%s\n", stopped ? " (stopped)" : finish == "length" ? " (cut: no room for more)" : "");
     asked.push_back({{"role", "assistant"}, {"content", text}});
     messages_ = std::move(asked);
+    before_fix_.reset();
+    undone_fix_.reset();
     return stopped ? Status() : answered;
   }
 
   // The conversation up to the last user message, with the better answer as its only graded turn.
   Status fix(const std::string& better) {
     if (!answered()) return invalid_argument("there is no answer to fix yet");
-    if (better.empty()) return invalid_argument("write the better answer behind /fix");
+    if (better.empty()) return invalid_argument("write the better answer after /fix");
     Json corrected = messages_;
     corrected.back()["content"] = better;
     const Json learned = LATHE_TRY(client_.post("/v1/learn", {{"messages", corrected}}));
     std::printf("learned in %.2f s (version %ld, loss %.3f -> %.3f); /again asks again\n",
                 learned.value("seconds", 0.0), static_cast<long>(learned.value("version", 0)),
                 learned.value("loss_before", 0.0), learned.value("loss_after", 0.0));
-    messages_ = corrected;
+    before_fix_ = std::exchange(messages_, std::move(corrected));
+    undone_fix_.reset();
     return {};
+  }
+
+  // The server takes its last lesson back, whoever gave it; the conversation goes back if this one did.
+  Status undo() {
+    const Json result = LATHE_TRY(client_.post("/v1/rollback", Json::object()));
+    print_restored("undone", result);
+    if (before_fix_) undone_fix_ = std::exchange(messages_, std::move(*before_fix_));
+    before_fix_.reset();
+    return {};
+  }
+
+  Status redo() {
+    const Json result = LATHE_TRY(client_.post("/v1/redo", Json::object()));
+    print_restored("redone", result);
+    if (undone_fix_) before_fix_ = std::exchange(messages_, std::move(*undone_fix_));
+    undone_fix_.reset();
+    return {};
+  }
+
+  static void print_restored(const char* what, const Json& result) {
+    std::printf("%s: version %ld has the weights of version %ld\n", what, static_cast<long>(result.value("version", 0)),
+                static_cast<long>(result.value("restores", 0)));
   }
 
   Client client_;
   const Options& options_;
   Json messages_;
+  // Until something else is said: the conversation before the last /fix, and the one with it after an /undo.
+  std::optional<Json> before_fix_, undone_fix_;
 };
 
 Status run_chat(const Options& options) {
@@ -153,17 +192,13 @@ Status run_chat(const Options& options) {
   std::printf("%s, version %ld. /help lists the commands.\n", health.value("model", "").c_str(),
               static_cast<long>(health.value("version", 0)));
   Chat chat(std::move(client), options);
-  for (std::string line;;) {
-    std::printf("> ");
-    std::fflush(stdout);
-    if (!std::getline(std::cin, line)) {
-      std::printf("\n");  // the shell's prompt does not follow ours on one line
-      return {};
-    }
-    const Result<bool> goes_on = chat.handle(line);
+  LineEditor lines("> ", options.no_history ? "" : "chat_history");
+  while (const auto line = lines.read()) {
+    const Result<bool> goes_on = chat.handle(*line);
     if (!goes_on.ok()) std::printf("! %s\n", goes_on.error().message.c_str());
-    if (goes_on.ok() && !*goes_on) return {};
+    if (goes_on.ok() && !*goes_on) break;
   }
+  return {};
 }
 
 }  // namespace
@@ -181,6 +216,8 @@ Run add_chat(CLI::App& app) {
   app.add_option("--max-tokens", options->max_tokens, "Longest answer, in tokens")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  app.add_flag("--no-history", options->no_history,
+               "Keep no file of what was typed (~/.local/state/lathe/chat_history)");
   return [options] {
     const Status done = run_chat(*options);
     if (done.ok()) return 0;

@@ -4,6 +4,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "delta/paths.h"
+#include "http/address.h"
+
 namespace lathe::cli {
 
 using Json = nlohmann::ordered_json;
@@ -26,7 +29,7 @@ struct Client::State {
   httplib::Client http;
   httplib::Headers headers;
 
-  State(const std::string& u, const std::string& key) : url(u), http(u) {
+  State(const http::Address& address, const std::string& key) : url(address.url()), http(address.host, address.port) {
     http.set_read_timeout(3600);  // a learning job may take its time
     if (!key.empty()) headers.emplace("Authorization", "Bearer " + key);
   }
@@ -53,11 +56,7 @@ struct Client::State {
 };
 
 Result<Client> Client::create(const std::string& url, const std::string& api_key) {
-  if (!url.starts_with("http://"))
-    return invalid_argument("the server's address must begin with http://, not '" + url + "'");
-  auto state = std::make_unique<State>(url, api_key);
-  if (!state->http.is_valid()) return invalid_argument("'" + url + "' is not an address");
-  return Client(std::move(state));
+  return Client(std::make_unique<State>(LATHE_TRY(http::parse_address(url)), api_key));
 }
 
 Client::Client(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -99,6 +98,16 @@ Status Client::post_streaming(const std::string& path, const Json& body,
   if (!result) return state_->unreachable(result.error());
   if (result->status >= 400) return State::refused(result->status, all);
   return {};
+}
+
+std::string running_server(io::Env& env, const std::string& directory) {
+  const delta::Paths paths(directory);
+  const auto lock = env.lock(paths.owner_lock, io::IfLocked::kFail);
+  if (lock.ok() || lock.error().code != Code::kConflict) return "";
+  const auto text = io::read_text(env, paths.server);
+  if (!text.ok()) return "";
+  const Json json = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  return json.is_object() && json.contains("url") && json["url"].is_string() ? json["url"].get<std::string>() : "";
 }
 
 }  // namespace lathe::cli

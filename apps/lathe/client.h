@@ -9,12 +9,13 @@
 #include <string>
 
 #include "base/result.h"
+#include "io/env.h"
 
 namespace lathe::cli {
 
 class Client {
  public:
-  // url: http://host:port. An empty key sends none.
+  // url: as http::parse_address() takes it. An empty key sends none.
   static Result<Client> create(const std::string& url, const std::string& api_key);
   Client(Client&&) noexcept;
   ~Client();
@@ -32,5 +33,8 @@ class Client {
   explicit Client(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
+
+// The address of the `lathe serve` or `lathe attach` that works on the directory; empty if there is none.
+std::string running_server(io::Env& env, const std::string& directory);
 
 }  // namespace lathe::cli

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/memory.h"
+#include "base/units.h"
 #include "commands.h"
 #include "daemon/attach.h"
 #include "delta/model_dir.h"
@@ -31,10 +32,6 @@ struct Finding {
   bool ok;
   std::string detail;  // what is, or what to do
 };
-
-std::string mebibytes(uint64_t bytes) {
-  return std::to_string(bytes >> 20) + " MiB";
-}
 
 Finding processor() {
   std::string features, line;
@@ -73,6 +70,10 @@ class Doctor {
     findings_.push_back(processor());
     findings_.push_back(graphics());
     if (directory_.empty()) return findings_;
+    if (const Status model = delta::check_model_directory(env_, directory_); !model.ok()) {
+      findings_.push_back({"directory", false, model.error().message});
+      return findings_;
+    }
     model::ModelConfig config;
     const bool known = read_config(config);
     if (const auto dir = delta::ModelDir::open(env_, directory_); dir.ok()) {

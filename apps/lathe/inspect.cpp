@@ -10,15 +10,16 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/units.h"
 #include "commands.h"
 #include "delta/delta_reader.h"
 #include "delta/model_dir.h"
 #include "delta/paths.h"
 #include "history/applied.h"
 #include "history/history.h"
-#include "history_command.h"
 #include "io/env.h"
 #include "optim/state_file.h"
+#include "report.h"
 
 namespace lathe::cli {
 namespace {
@@ -27,12 +28,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kDeltaMagic = "LATHEdlt";
 constexpr std::string_view kOptimizerFormat = "lathe optimizer state";
-
-std::string shape_text(const Json& shape) {
-  std::string text = "[";
-  for (const Json& size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size.get<int64_t>());
-  return text + "]";
-}
 
 Json tensors_of(const delta::Header& header, const std::string& file = "") {
   Json tensors = Json::array();
@@ -103,7 +98,7 @@ void print_optimizer_tensors(const Json& state) {
     if (moments) {
       std::printf("%8ld  %10.3g  %10.3g  %10.3g  %-18s %s%s\n", static_cast<long>(t["updates"]),
                   t["m_rms"].get<double>(), t["v_mean"].get<double>(), t["norm"].get<double>(),
-                  shape_text(t["m_shape"]).c_str(), t["name"].get<std::string>().c_str(),
+                  shape_text(t["m_shape"].get<std::vector<int64_t>>()).c_str(), t["name"].get<std::string>().c_str(),
                   t.contains("shadow_shape") ? " (and an fp32 shadow)" : "");
     } else {
       std::printf("%8s  %10s  %10s  %10s  %-18s %s (an fp32 shadow)\n", "", "", "", "", "",
@@ -226,7 +221,7 @@ void print_tensors(const Json& out) {
   }
   for (const Json& tensor : out["tensors"]) {
     std::printf("%-5s %-18s %12s  %s\n", tensor["dtype"].get<std::string>().c_str(),
-                shape_text(tensor["shape"]).c_str(), mebibytes(tensor["bytes"]).c_str(),
+                shape_text(tensor["shape"].get<std::vector<int64_t>>()).c_str(), mebibytes(tensor["bytes"]).c_str(),
                 tensor["name"].get<std::string>().c_str());
   }
   std::printf("%zu tensors, %ld elements (", out["tensors"].size(), static_cast<long>(out["elements"]));

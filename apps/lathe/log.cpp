@@ -3,9 +3,10 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/units.h"
 #include "commands.h"
 #include "history/history.h"
-#include "history_command.h"
+#include "report.h"
 
 namespace lathe::cli {
 namespace {
@@ -31,19 +32,22 @@ Result<Json> entry(const history::History& history, const history::DeltaFile& de
   return json;
 }
 
-Result<Json> read_log(const std::string& directory) {
-  io::Env& env = io::posix_env();
-  const auto lock = LATHE_TRY(delta::lock_history(env, directory));
-  const auto applied = LATHE_TRY(history::recover(env, directory));
-  Json json = {{"version", applied ? applied->version : 0}, {"root", nullptr}, {"versions", Json::array()}};
-  if (!applied) return json;
-  const history::History history = LATHE_TRY(history::History::open(env, directory));
-  json["root"] = history.head().state.root().hex();
+Result<Json> to_json(const history::History& history) {
+  Json json = {
+      {"version", history.head().version}, {"root", history.head().state.root().hex()}, {"versions", Json::array()}};
   for (auto delta = history.deltas().rbegin(); delta != history.deltas().rend(); ++delta) {
     json["versions"].push_back(LATHE_TRY(entry(history, *delta)));
   }
   if (!history.deltas().empty()) json["first"] = history.deltas().front().from;
   return json;
+}
+
+Result<Json> read_log(const std::string& directory) {
+  io::Env& env = io::posix_env();
+  const auto lock = LATHE_TRY(delta::lock_history_to_read(env, directory));
+  const auto history = LATHE_TRY(history::History::open_to_read(env, directory));
+  if (history) return to_json(*history);
+  return Json{{"version", 0}, {"root", nullptr}, {"versions", Json::array()}};
 }
 
 void print(const Json& log) {

@@ -88,7 +88,7 @@ bool is_command(const std::string& word) {
 
 int main(int argc, char** argv) {
   lathe::set_up_heap();
-  CLI::App app{"lathe: a language model server that learns while it serves"};
+  CLI::App app{"lathe: a language model server that learns while it serves", "lathe"};
   app.set_version_flag("--version", LATHE_VERSION);
   app.require_subcommand(1);
   app.failure_message(usage_error);

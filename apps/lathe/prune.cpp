@@ -6,8 +6,10 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/units.h"
 #include "commands.h"
-#include "history_command.h"
+#include "progress_bar.h"
+#include "report.h"
 
 namespace lathe::cli {
 namespace {
@@ -55,6 +57,7 @@ Run add_prune(CLI::App& app) {
     return report(
         "prune", options->json, [&] { return prune(*options); },
         [&](const Json& done) {
+          if (done["kept"] == 0) return void(std::printf("%s has no history yet\n", options->directory.c_str()));
           std::printf("%s %zu versions, %ld kept; deltas %s -> %s\n", options->dry_run ? "would remove" : "removed",
                       done["removed"].size(), static_cast<long>(done["kept"]), mebibytes(done["bytes_before"]).c_str(),
                       options->dry_run ? "?" : mebibytes(done["bytes_after"]).c_str());

@@ -6,7 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
-#include "history_command.h"
+#include "progress_bar.h"
+#include "report.h"
 
 namespace lathe::cli {
 namespace {

@@ -7,7 +7,8 @@
 #include "client.h"
 #include "commands.h"
 #include "history/sync.h"
-#include "history_command.h"
+#include "progress_bar.h"
+#include "report.h"
 
 namespace lathe::cli {
 namespace {
@@ -46,10 +47,10 @@ Run add_rollback(CLI::App& app) {
   app.add_option("MODEL_DIR", options->directory,
                  "The model directory; of a running server, the live weights go back too")
       ->required();
-  auto* version =
-      app.add_option("VERSION", options->version,
-                     "Whose weights to put back (`lathe log`); default: the last lesson is undone, then the "
-                     "one before it");
+  auto* version = app.add_option("VERSION", options->version,
+                                 "Whose weights to put back (`lathe log`); default: the last lesson is undone, then "
+                                 "the one before it")
+                      ->check(CLI::NonNegativeNumber);
   app.add_flag("--redo", options->redo, "Take the latest rollback back instead")->excludes(version);
   app.add_option("--api-key", options->api_key, "Key of the running server, if any")->envname("LATHE_API_KEY");
   app.add_flag("--materialize", options->materialize, "Replace shards that are symbolic links by copies first");

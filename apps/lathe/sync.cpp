@@ -5,9 +5,11 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/units.h"
 #include "client.h"
 #include "commands.h"
-#include "history_command.h"
+#include "progress_bar.h"
+#include "report.h"
 
 namespace lathe::cli {
 namespace {

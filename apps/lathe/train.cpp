@@ -157,6 +157,7 @@ Result<train::RunOutcome> execute(io::Env& env, const TrainOptions& options, con
                          options.verbose ? step_limits(run, loaded, training, settings.step) : StepLimits());
   Observers observers;
   observers.add(&progress);
+  progress.begin();
   std::unique_ptr<train::Report> report;
   if (!options.report.empty() && !run.was_done()) {
     report = LATHE_TRY(train::Report::begin(env, options.report, about(options, settings, run, *loaded.store),
@@ -174,9 +175,11 @@ Result<bool> train(const TrainOptions& options) {
   const train::RunSettings settings = LATHE_TRY(options.settings());
   LATHE_TRY(settings.validate());
   const c10::Device device = LATHE_TRY(gpu::open(options.device));
+  LATHE_TRY(delta::check_model_directory(env, options.directory));
+  const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
   const auto lock = LATHE_TRY(delta::lock_directory(env, options.directory));
   LATHE_TRY(recover(env, options.directory));
-  const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
+  if (!options.quiet) std::fprintf(stderr, "loading %s and %s\n", options.directory.c_str(), options.data.c_str());
   const model::LoadedModel loaded = LATHE_TRY(model::load_model(env, options.directory, {.device = device}));
   TrainData data = LATHE_TRY(read_train_data(options, settings, text, loaded.model->config()));
 

@@ -47,6 +47,13 @@ void TrainProgress::end_line() {
   open_ = false;
 }
 
+void TrainProgress::begin() {
+  if (detail_ == Detail::kNone || at_begin_ >= steps_) return;
+  const std::string text = format("computing step %ld of %ld; its time says how long the run takes",
+                                  static_cast<long>(at_begin_ + 1), static_cast<long>(steps_));
+  show(detail_ == Detail::kBar ? bar(at_begin_, steps_) + " " + text : text, false);
+}
+
 void TrainProgress::referenced(int64_t items, int64_t of) {
   if (detail_ == Detail::kNone || (!terminal_ && items != of)) return;
   show(bar(items, of) + format(" reference %ld/%ld", static_cast<long>(items), static_cast<long>(of)), items == of);
@@ -82,6 +89,7 @@ void TrainProgress::evaluated(const train::Evaluation& evaluation) {
   if (detail_ == Detail::kNone) return;
   end_line();
   std::fprintf(stderr, "evaluation after step %ld: loss %.4f\n", static_cast<long>(evaluation.step), evaluation.loss);
+  if (evaluation.step == at_begin_) begin();
 }
 
 void TrainProgress::saved(int64_t step, double seconds) {

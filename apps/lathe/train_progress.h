@@ -23,6 +23,9 @@ class TrainProgress final : public train::RunObserver {
 
   TrainProgress(Detail detail, int64_t steps, int64_t done, StepLimits limits = {});
 
+  // Before the first step, which may take long: what is shown until it is done.
+  void begin();
+
   void referenced(int64_t items, int64_t of) override;
   void stepped(const train::StepRecord& record, const train::StepReport& report) override;
   void evaluated(const train::Evaluation& evaluation) override;

@@ -3,9 +3,11 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/units.h"
 #include "commands.h"
 #include "history/export.h"
-#include "history_command.h"
+#include "progress_bar.h"
+#include "report.h"
 
 namespace lathe::cli {
 namespace {
@@ -17,11 +19,22 @@ Json to_json(const history::Verification& checked) {
   for (const history::Damage& damage : checked.damages) {
     damages.push_back({{"where", damage.where}, {"what", damage.what}});
   }
-  return {{"version", checked.version}, {"root", checked.root.hex()}, {"bytes", checked.bytes},
-          {"tiles", checked.tiles},     {"deltas", checked.deltas},   {"damages", std::move(damages)}};
+  return {{"history", checked.history},
+          {"version", checked.version},
+          {"root", checked.history ? Json(checked.root.hex()) : Json()},
+          {"bytes", checked.bytes},
+          {"tiles", checked.tiles},
+          {"deltas", checked.deltas},
+          {"damages", std::move(damages)}};
 }
 
 void print(const Json& checked) {
+  if (!checked["history"].get<bool>()) {
+    std::puts(
+        "ok  no history yet: the files are complete, but there is nothing to compare them with; the first sync "
+        "begins one");
+    return;
+  }
   for (const Json& damage : checked["damages"]) {
     std::printf("DAMAGED  %s: %s\n", damage["where"].get<std::string>().c_str(),
                 damage["what"].get<std::string>().c_str());
@@ -44,7 +57,9 @@ Run add_verify(CLI::App& app) {
   app.add_option("MODEL_DIR", options->directory, "The model directory")->required();
   app.add_option("--threads", options->threads, "Threads; 0: one per core")->check(CLI::Range(0, 1024));
   app.add_flag("--json", options->json, "Print what was found as JSON");
-  app.footer("Exit codes: 0 everything is what the history says; 1 something is damaged, or could not be read.");
+  app.footer(
+      "Exit codes: 0 everything is what the history says, or there is none yet; 1 something is damaged, or could not "
+      "be read.");
   return [options] {
     bool damaged = false;
     const int code = report(

@@ -1,10 +1,24 @@
 #include "delta/paths.h"
 
+#include <cerrno>
+
 namespace lathe::delta {
+
+Status check_model_directory(io::Env& env, const std::string& directory) {
+  if (!LATHE_TRY(env.exists(directory))) return not_found("there is no model directory " + directory);
+  if (!LATHE_TRY(env.stat(directory)).is_directory)
+    return not_found(directory + " is a file; name the model directory that it is in");
+  for (const char* file : {"model.safetensors", "model.safetensors.index.json"}) {
+    if (LATHE_TRY(env.exists(directory + "/" + file))) return {};
+  }
+  return not_found(directory +
+                   " has neither model.safetensors nor model.safetensors.index.json; is it a Hugging Face model "
+                   "directory?");
+}
 
 Result<std::unique_ptr<io::FileLock>> lock_directory(io::Env& env, const std::string& directory) {
   const Paths paths(directory);
-  if (!LATHE_TRY(env.exists(directory))) return not_found("there is no model directory " + directory);
+  LATHE_TRY(check_model_directory(env, directory));
   LATHE_TRY(env.create_directories(paths.lathe));
   auto lock = env.lock(paths.owner_lock, io::IfLocked::kFail);
   if (!lock.ok() && lock.error().code == Code::kConflict) {
@@ -15,9 +29,19 @@ Result<std::unique_ptr<io::FileLock>> lock_directory(io::Env& env, const std::st
 
 Result<std::unique_ptr<io::FileLock>> lock_history(io::Env& env, const std::string& directory) {
   const Paths paths(directory);
-  if (!LATHE_TRY(env.exists(directory))) return not_found("there is no model directory " + directory);
+  LATHE_TRY(check_model_directory(env, directory));
   LATHE_TRY(env.create_directories(paths.lathe));
   return env.lock(paths.history_lock, io::IfLocked::kWait);
+}
+
+Result<std::unique_ptr<io::FileLock>> lock_history_to_read(io::Env& env, const std::string& directory) {
+  const Paths paths(directory);
+  LATHE_TRY(check_model_directory(env, directory));
+  if (!LATHE_TRY(env.exists(paths.lathe))) return std::unique_ptr<io::FileLock>();
+  auto lock = env.lock(paths.history_lock, io::IfLocked::kWait);
+  const bool refused = !lock.ok() && (lock.error().native == EACCES || lock.error().native == EROFS);
+  if (refused && !LATHE_TRY(env.exists(paths.history_lock))) return std::unique_ptr<io::FileLock>();
+  return lock;
 }
 
 }  // namespace lathe::delta

@@ -36,11 +36,18 @@ struct Paths {
   std::string directory, lathe, deltas, incoming, state, journal, pushed, server, owner_lock, history_lock;
 };
 
+// kNotFound, naming what is missing, if `directory` is no model directory: nothing may be created in one that is not.
+Status check_model_directory(io::Env& env, const std::string& directory);
+
 // The lock of the one process that trains or serves the directory, for as long as it does: nobody else may make
-// versions. kConflict if there is one.
+// versions. kConflict if there is one; kNotFound as check_model_directory().
 Result<std::unique_ptr<io::FileLock>> lock_directory(io::Env& env, const std::string& directory);
 
 // The lock of whoever reads or changes shards and deltas right now; waits for it. Taken after lock_directory, if both.
 Result<std::unique_ptr<io::FileLock>> lock_history(io::Env& env, const std::string& directory);
+
+// The same for one who only reads, and may not be able to write: makes no .lathe. Null if there is none, or no lock in
+// it that could be taken.
+Result<std::unique_ptr<io::FileLock>> lock_history_to_read(io::Env& env, const std::string& directory);
 
 }  // namespace lathe::delta

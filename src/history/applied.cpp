@@ -110,6 +110,16 @@ Result<Applied> adopt(io::Env& env, const delta::Paths& paths, int threads) {
   return applied;
 }
 
+Status refuse_links(io::Env& env, const delta::Paths& paths) {
+  for (const std::string& name : LATHE_TRY(shard_names(env, paths.directory))) {
+    if (!LATHE_TRY(env.stat(paths.shard(name))).is_symlink) continue;
+    return unsupported(paths.shard(name) +
+                       " is a symbolic link, as in a Hugging Face cache; add --materialize to replace the links by "
+                       "copies, or copy the model to a directory of its own first (cp -rL)");
+  }
+  return {};
+}
+
 Result<int64_t> read_version(io::Env& env, const std::string& directory) {
   const auto applied = LATHE_TRY(read_applied(env, delta::Paths(directory)));
   return applied ? applied->version : 0;

@@ -32,6 +32,9 @@ Result<Applied> adopt(io::Env& env, const delta::Paths& paths, int threads);
 // The names of the directory's safetensors files, in order.
 Result<std::vector<std::string>> shard_names(io::Env& env, const std::string& directory);
 
+// kUnsupported if a shard is a symbolic link: what it leads to may be others' too.
+Status refuse_links(io::Env& env, const delta::Paths& paths);
+
 // What the shards hold, without making anything of it: 0 if Lathe never wrote here.
 Result<int64_t> read_version(io::Env& env, const std::string& directory);
 

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/parallel.h"
+#include "base/units.h"
 #include "history/journal.h"
 
 namespace lathe::history {
@@ -13,10 +14,6 @@ namespace {
 
 constexpr size_t kTilesPerThread = 2;   // in memory at once
 constexpr size_t kTilesPerJournal = 4;  // two journals fit into kSpareBytes
-
-std::string mebibytes(uint64_t bytes) {
-  return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB";
-}
 
 // One shard and what is to be done with it.
 struct Task {

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
+
 #include "base/parallel.h"
+#include "delta/model_dir.h"
 
 namespace lathe::history {
 namespace {
@@ -201,12 +203,15 @@ class Verifier {
 }  // namespace
 
 Result<Verification> verify(io::Env& env, const std::string& directory, int threads, const delta::Progress& progress) {
-  const auto lock = LATHE_TRY(delta::lock_history(env, directory));
-  const auto applied = LATHE_TRY(recover(env, directory, {.threads = threads}));
-  if (!applied) {
-    return not_found(directory + " has no history yet: there is nothing to compare it with; the first sync begins one");
+  const auto lock = LATHE_TRY(delta::lock_history_to_read(env, directory));
+  const delta::Paths paths(directory);
+  auto applied = recover(env, directory, {.threads = threads});
+  if (!applied.ok()) return unwritable(directory, applied.error());
+  if (!*applied) {
+    LATHE_TRY(delta::ModelDir::open(env, directory));  // whole, as far as headers say
+    return Verification{.history = false};
   }
-  return Verifier(env, delta::Paths(directory), *applied, threads, progress).run();
+  return Verifier(env, paths, **applied, threads, progress).run();
 }
 
 }  // namespace lathe::history

@@ -34,6 +34,7 @@ struct Damage {
 };
 
 struct Verification {
+  bool history = true;  // false: there is none yet, so that there was nothing to compare with
   int64_t version = 0;
   Root root;
   uint64_t bytes = 0;  // of shards and deltas read
@@ -41,9 +42,9 @@ struct Verification {
   std::vector<Damage> damages;
 };
 
-// Hashes every tile of the shards against the version they hold, checks every byte of every delta against its
-// checksums, and each delta's roots against its neighbours'. An error is what kept it from looking; damage is in the
-// result.
+// Needs no write access, unless a crash left something to be finished first. Hashes every tile of the shards against
+// the version they hold, checks every byte of every delta against its checksums, and each delta's roots against its
+// neighbours'. An error is what kept it from looking; damage is in the result.
 Result<Verification> verify(io::Env& env, const std::string& directory, int threads,
                             const delta::Progress& progress = nullptr);
 

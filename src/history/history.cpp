@@ -1,6 +1,7 @@
 #include "history/history.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <nlohmann/json.hpp>
 
@@ -149,15 +150,38 @@ Result<History> History::open(io::Env& env, const std::string& directory, const 
   History history(env, delta::Paths(directory));
   std::optional<Applied> applied = LATHE_TRY(recover(env, directory, options));
   if (!applied) applied = LATHE_TRY(adopt(env, history.paths_, options.threads));
-  history.head_ = std::make_unique<Applied>(std::move(*applied));
-  history.deltas_ = LATHE_TRY(read_chain(env, history.paths_)).deltas;
-  if (!history.deltas_.empty() && history.deltas_.back().to != history.head_->version) {
-    return corruption(history.paths_.deltas + " ends at version " + std::to_string(history.deltas_.back().to) +
-                      ", the shards hold version " + std::to_string(history.head_->version) +
-                      ": files were removed; restore them from a copy, or move " + history.paths_.lathe +
-                      " away to start a new history");
-  }
+  Chain chain = LATHE_TRY(read_chain(env, history.paths_));
+  LATHE_TRY(history.set(std::move(*applied), std::move(chain.deltas)));
   return history;
+}
+
+Result<std::optional<History>> History::open_to_read(io::Env& env, const std::string& directory,
+                                                     const ApplyOptions& options) {
+  History history(env, delta::Paths(directory));
+  auto applied = recover(env, directory, options);
+  if (!applied.ok()) return unwritable(directory, applied.error());
+  if (!*applied) return std::optional<History>();
+  Chain chain = LATHE_TRY(read_chain(env, history.paths_));
+  LATHE_TRY(history.set(std::move(**applied), std::move(chain.deltas)));
+  return std::optional<History>(std::move(history));
+}
+
+Status History::set(Applied head, std::vector<DeltaFile> deltas) {
+  head_ = std::make_unique<Applied>(std::move(head));
+  deltas_ = std::move(deltas);
+  if (deltas_.empty() || deltas_.back().to == head_->version) return {};
+  return corruption(paths_.deltas + " ends at version " + std::to_string(deltas_.back().to) +
+                    ", the shards hold version " + std::to_string(head_->version) +
+                    ": files were removed; restore them from a copy, or move " + paths_.lathe +
+                    " away to start a new history");
+}
+
+Error unwritable(const std::string& directory, const Error& error) {
+  if (error.native != EACCES && error.native != EROFS) return error;
+  return {Code::kUnavailable, directory +
+                                  " must be put in order first, because a sync or a prune was interrupted; `lathe "
+                                  "verify` by a user who may write does that (" +
+                                  error.message + ")"};
 }
 
 std::vector<int64_t> History::versions() const {

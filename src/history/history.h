@@ -56,12 +56,20 @@ Result<Chain> read_chain(io::Env& env, const delta::Paths& paths);
 // lock_history() before anything is read. Nothing if the directory has no history. Idempotent.
 Result<std::optional<Applied>> recover(io::Env& env, const std::string& directory, const ApplyOptions& options = {});
 
+// What an error of recover() means to one who may only read: kUnavailable if it was write access that lacked.
+Error unwritable(const std::string& directory, const Error& error);
+
 class VersionSource;
 
 class History {
  public:
   // Of a directory in order: recover(), and where there is no history, version 0 is what is there.
   static Result<History> open(io::Env& env, const std::string& directory, const ApplyOptions& options = {});
+
+  // For those who read, under lock_history_to_read(): nothing, and nothing created, if there is no history yet. What a
+  // crash left is finished, or kUnavailable if that needs write access which this process does not have.
+  static Result<std::optional<History>> open_to_read(io::Env& env, const std::string& directory,
+                                                     const ApplyOptions& options = {});
 
   const delta::Paths& paths() const { return paths_; }
   const Applied& head() const { return *head_; }
@@ -78,6 +86,7 @@ class History {
 
  private:
   History(io::Env& env, delta::Paths paths) : env_(&env), paths_(std::move(paths)) {}
+  Status set(Applied head, std::vector<DeltaFile> deltas);
 
   io::Env* env_;
   delta::Paths paths_;

@@ -61,7 +61,10 @@ TEST_F(HistoryTest, EveryVersionIsWhatItWas) {
 }
 
 TEST_F(HistoryTest, DamageIsNamed) {
-  EXPECT_EQ(verify(env_, kDir, 1).error().code, Code::kNotFound) << "nothing to compare with";
+  const auto before = verify(env_, kDir, 1);
+  ASSERT_TRUE(before.ok()) << before.error().message;
+  EXPECT_FALSE(before->history) << "nothing to compare with";
+  EXPECT_FALSE(*env_.exists(delta::Paths(kDir).lathe)) << "reading creates nothing";
   sync_to("1");
   sync_to("2");
   EXPECT_TRUE(damages().empty());

@@ -24,6 +24,7 @@ std::pair<int, int64_t> bucket(int64_t version, int64_t time, const Retention& r
 
 Result<std::vector<std::pair<int64_t, int64_t>>> times(const History& history) {
   std::vector<std::pair<int64_t, int64_t>> versions;
+  if (history.deltas().empty()) versions.emplace_back(history.head().version, 0);
   if (!history.deltas().empty()) versions.emplace_back(history.deltas().front().from, 0);
   for (const DeltaFile& delta : history.deltas()) {
     versions.emplace_back(delta.to, LATHE_TRY(history.reader(delta))->info().time_ms);
@@ -127,6 +128,9 @@ std::set<int64_t> retained(const std::vector<std::pair<int64_t, int64_t>>& versi
 
 Result<PruneReport> prune(io::Env& env, const std::string& directory, const Retention& retention, int64_t now_ms,
                           bool dry_run, const ApplyOptions& options) {
+  LATHE_TRY(delta::check_model_directory(env, directory));
+  const delta::Paths paths(directory);
+  if (!LATHE_TRY(env.exists(paths.state)) && !LATHE_TRY(env.exists(paths.deltas))) return PruneReport{};
   const auto lock = LATHE_TRY(delta::lock_history(env, directory));
   History history = LATHE_TRY(History::open(env, directory, options));
   std::set<int64_t> keep = retained(LATHE_TRY(times(history)), retention, now_ms);

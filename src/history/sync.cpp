@@ -30,16 +30,6 @@ struct Step {
   const SyncOptions& options;
 };
 
-Status refuse_links(io::Env& env, const delta::Paths& paths) {
-  for (const std::string& name : LATHE_TRY(shard_names(env, paths.directory))) {
-    if (!LATHE_TRY(env.stat(paths.shard(name))).is_symlink) continue;
-    return unsupported(paths.shard(name) +
-                       " is a symbolic link, as in a Hugging Face cache; add --materialize to replace the links by "
-                       "copies, or copy the model to a directory of its own first (cp -rL)");
-  }
-  return {};
-}
-
 // Returns the seconds spent on comparing.
 Result<double> add_tiles(const Step& step, delta::DeltaWriter& writer, const delta::FileSource& shards) {
   const delta::WeightState& before = step.history.head().state;
@@ -243,7 +233,7 @@ Result<SyncReport> redo(io::Env& env, const std::string& directory, std::optiona
   return restore(env, directory, version, options, "redo", [&](const History& history) -> Result<int64_t> {
     const Lineage lineage = LATHE_TRY(read_lineage(history));
     if (lineage.redo) return *lineage.redo;
-    return not_found("there is nothing to redo: no rollback is the latest thing that happened to " + directory);
+    return not_found("there is nothing to redo: the last change of " + directory + " is not a rollback");
   });
 }
 

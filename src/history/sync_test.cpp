@@ -436,6 +436,9 @@ TEST(Journal, IsReadAsWrittenAndDamageIsSeen) {
 
 TEST(Lock, OneProcessPerDirectory) {
   const delta::TestDir dir;
+  EXPECT_EQ(delta::lock_directory(io::posix_env(), dir.path()).error().code, Code::kNotFound) << "no model directory";
+  EXPECT_FALSE(*io::posix_env().exists(dir.path() + "/.lathe")) << "nothing is created where no model is";
+  ASSERT_TRUE(io::write_text_atomically(io::posix_env(), dir.path() + "/model.safetensors", "").ok());
   const auto first = delta::lock_directory(io::posix_env(), dir.path());
   ASSERT_TRUE(first.ok());
   const auto second = delta::lock_directory(io::posix_env(), dir.path());

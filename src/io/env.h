@@ -88,7 +88,8 @@ class Env {
   virtual Result<FileStat> stat(const std::string& path) = 0;                       // kNotFound if there is nothing
   virtual Result<std::vector<std::string>> list(const std::string& directory) = 0;  // names, sorted
   virtual Result<uint64_t> free_space(const std::string& path) = 0;
-  // Creates the file. If another process holds the lock: kConflict, or waits for it.
+  // Creates the file; one that is there can be locked without write access too. If another process holds the lock:
+  // kConflict, or waits for it.
   virtual Result<std::unique_ptr<FileLock>> lock(const std::string& path, IfLocked if_locked) = 0;
 
   Result<bool> exists(const std::string& path);

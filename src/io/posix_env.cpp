@@ -46,6 +46,13 @@ Result<Descriptor> open_file(const std::string& path, int flags) {
   return Descriptor(fd);
 }
 
+// A file that may only be read can be locked all the same.
+Result<Descriptor> open_to_lock(const std::string& path) {
+  Result<Descriptor> opened = open_file(path, O_RDWR | O_CREAT);
+  const bool read_only = !opened.ok() && (opened.error().native == EACCES || opened.error().native == EROFS);
+  return read_only ? open_file(path, O_RDONLY) : std::move(opened);
+}
+
 class PosixMappedFile final : public MappedFile {
  public:
   PosixMappedFile(void* data, size_t size) : data_(data), size_(size) {}
@@ -241,7 +248,7 @@ class PosixEnv final : public Env {
   }
 
   Result<std::unique_ptr<FileLock>> lock(const std::string& path, IfLocked if_locked) override {
-    Descriptor fd = LATHE_TRY(open_file(path, O_RDWR | O_CREAT));
+    Descriptor fd = LATHE_TRY(open_to_lock(path));
     const int mode = LOCK_EX | (if_locked == IfLocked::kFail ? LOCK_NB : 0);
     int locked = 0;
     do {

@@ -130,7 +130,8 @@ Status Run::prepare(Begin begin) {
     for (const data::MicroBatch& batch : batches) seen += std::ssize(batch);
     items_seen_.push_back(seen);
   }
-  if (!settings_.materialize) LATHE_TRY(refuse_links());
+  // What the last act would refuse is refused before the first.
+  if (!settings_.materialize) LATHE_TRY(history::refuse_links(env_, delta::Paths(directory_)));
   on_disk_ = LATHE_TRY(history::read_version(env_, directory_));
   fingerprint_["device"] = store_.parameters().front().data.device().str();
   fingerprint_["begins with"] = begins_with();
@@ -138,19 +139,6 @@ Status Run::prepare(Begin begin) {
 
   state_.settings = fingerprint_;
   return begin == Begin::kRestart ? Status() : find_unfinished();
-}
-
-// What the last act would refuse is refused before the first.
-Status Run::refuse_links() const {
-  const auto dir = LATHE_TRY(delta::ModelDir::open(env_, directory_));
-  for (const delta::Shard& shard : dir.shards()) {
-    const std::string path = directory_ + "/" + shard.file;
-    if (LATHE_TRY(env_.stat(path)).is_symlink) {
-      return unsupported(path + " is a symbolic link, as in a Hugging Face cache; add --materialize to replace the " +
-                         "links by copies");
-    }
-  }
-  return {};
 }
 
 Status Run::find_unfinished() {

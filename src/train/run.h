@@ -107,7 +107,6 @@ class Run {
   const RunState& state() const { return state_; }
 
  private:
-  Status refuse_links() const;
   std::string begins_with() const;
   Status find_unfinished();
   Status check_same_run(const RunState& unfinished) const;

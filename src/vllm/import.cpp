@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 
+#include "base/units.h"
 #include "delta/model_dir.h"
 #include "vllm/names.h"
 #include "weights/live_tensors.h"
@@ -28,12 +29,6 @@ ByName language_tensors(const Manifest& manifest, std::string_view text_prefix) 
     if (auto name = checkpoint_name(tensor.name, text_prefix)) by_name.emplace(std::move(*name), &tensor);
   }
   return by_name;
-}
-
-std::string shape_text(std::span<const int64_t> shape) {
-  std::string text = "[";
-  for (const int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
 }
 
 Result<at::ScalarType> scalar_type(const ServedTensor& tensor) {

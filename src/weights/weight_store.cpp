@@ -5,16 +5,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/units.h"
 #include "delta/model_dir.h"
 
 namespace lathe::weights {
 namespace {
-
-std::string shape_text(std::span<const int64_t> shape) {
-  std::string text = "[";
-  for (const int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
-}
 
 Result<at::ScalarType> scalar_type(const delta::TensorInfo& info) {
   switch (info.dtype) {

@@ -1,4 +1,4 @@
-#include "remote_copy.h"
+#include "history/remote_copy.h"
 
 #include <signal.h>
 #include <sys/wait.h>
@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-namespace lathe::cli {
+namespace lathe::history {
 namespace {
 
 using Json = nlohmann::json;
@@ -29,7 +29,7 @@ Error gone() {
 struct RemoteCopy::Process {
   pid_t id = -1;
   std::FILE *to = nullptr, *from = nullptr;
-  history::CopyState state;
+  CopyState state;
 
   ~Process() {
     if (to) std::fclose(to);
@@ -42,7 +42,7 @@ RemoteCopy::RemoteCopy(std::unique_ptr<Process> process) : process_(std::move(pr
 RemoteCopy::RemoteCopy(RemoteCopy&&) noexcept = default;
 RemoteCopy::~RemoteCopy() = default;
 
-const history::CopyState& RemoteCopy::state() const {
+const CopyState& RemoteCopy::state() const {
   return process_->state;
 }
 
@@ -118,4 +118,48 @@ Status RemoteCopy::finish() {
   return Error{Code::kUnavailable, "the program at the copy failed at its end"};
 }
 
-}  // namespace lathe::cli
+bool is_remote(const std::string& destination) {
+  const size_t colon = destination.find(':');
+  return colon != std::string::npos && colon > 0 && destination.find('/') > colon;
+}
+
+Result<CopyState> push_remote(io::Env& env, const std::string& directory, const std::string& destination,
+                              const Remote& remote, const ApplyOptions& options) {
+  const auto lock = LATHE_TRY(delta::lock_history(env, directory));
+  const History history = LATHE_TRY(History::open(env, directory, options));
+  const size_t colon = destination.find(':');
+  auto copy = LATHE_TRY(
+      RemoteCopy::connect(remote.ssh, destination.substr(0, colon), remote.lathe, destination.substr(colon + 1)));
+  for (const DeltaFile& delta : LATHE_TRY(deltas_for(history, copy.state()))) {
+    const auto file = LATHE_TRY(env.open_read(history.paths().delta(delta.from, delta.to)));
+    LATHE_TRY(copy.send(*file, options.progress));
+  }
+  const CopyState state = copy.state();
+  LATHE_TRY(copy.finish());
+  if (state.root != history.head().state.root()) return internal("the copy did not arrive at the same root");
+  LATHE_TRY(record_pushed(env, history.paths(), destination, history.head().version));
+  return state;
+}
+
+Status answer_push(io::Env& env, const std::string& directory, std::FILE* in, std::FILE* out) {
+  const auto say = [out](const Result<CopyState>& state) -> Status {
+    const Json json = state.ok() ? Json{{"version", state->version}, {"root", state->root.hex()}}
+                                 : Json{{"error", state.error().message}};
+    std::fprintf(out, "%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+    std::fflush(out);
+    return state.ok() ? Status() : Status(state.error());
+  };
+  const ReadBytes read = [in](std::span<std::byte> bytes) -> Status {
+    if (std::fread(bytes.data(), 1, bytes.size(), in) == bytes.size()) return {};
+    return Error{Code::kUnavailable, "the sender went away"};
+  };
+  LATHE_TRY(say(copy_state(env, directory)));
+  for (;;) {
+    uint64_t size = 0;
+    LATHE_TRY(read(std::as_writable_bytes(std::span(&size, 1))));
+    if (size == 0) return {};
+    LATHE_TRY(say(receive(env, directory, size, read)));
+  }
+}
+
+}  // namespace lathe::history

@@ -1,0 +1,15 @@
+// Sizes and shapes as people read them.
+//
+// Threads: pure functions.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace lathe {
+
+std::string mebibytes(uint64_t bytes);                   // "12.3 MiB"
+std::string shape_text(std::span<const int64_t> shape);  // "[2, 3]"
+
+}  // namespace lathe
