@@ -48,7 +48,7 @@ double prefill(const model::Model& model) {
   const at::Tensor ids = at::tensor(tokens(kPromptTokens), at::kLong);
   const auto run = [&] {
     model::SequenceState state = model.new_state(kPromptTokens);
-    const model::Run rows{.begin = 0, .count = kPromptTokens, .position = 0, .state = &state};
+    const model::SequenceRows rows{.begin = 0, .count = kPromptTokens, .position = 0, .state = &state};
     const at::Tensor x = model.forward(ids, {&rows, 1});
     return model.logits(x.narrow(0, kPromptTokens - 1, 1));
   };
@@ -64,7 +64,7 @@ double decode(const model::Model& model, int64_t batch) {
   std::vector<model::SequenceState> states;
   for (int64_t b = 0; b < batch; ++b) states.push_back(model.new_state(kPrompt + kDecodeTokens));
   const auto step = [&](const at::Tensor& ids, int64_t rows) {
-    std::vector<model::Run> runs;
+    std::vector<model::SequenceRows> runs;
     for (int64_t b = 0; b < batch; ++b)
       runs.push_back({.begin = b * rows, .count = rows, .position = states[b].length(), .state = &states[b]});
     const at::Tensor x = model.forward(ids, runs);

@@ -282,7 +282,7 @@ class Bench {
                         model::SequenceState state = model_.new_state(case_.context);
                         for (int64_t begin = 0; begin < case_.context; begin += options_.chunk_rows) {
                           const int64_t count = std::min(options_.chunk_rows, case_.context - begin);
-                          const model::Run run{.begin = 0, .count = count, .position = begin, .state = &state};
+                          const model::SequenceRows run{.begin = 0, .count = count, .position = begin, .state = &state};
                           model_.forward(ids.narrow(0, begin, count), {&run, 1});
                         }
                       }).median;

@@ -39,7 +39,7 @@ std::vector<int64_t> tokens(int64_t count, int64_t vocab_size) {
 
 // Runs `ids` after the state's past and returns the most probable next token [1].
 at::Tensor advance(const model::Model& model, model::SequenceState& state, const at::Tensor& ids) {
-  const model::Run run{.begin = 0, .count = ids.size(0), .position = state.length(), .state = &state};
+  const model::SequenceRows run{.begin = 0, .count = ids.size(0), .position = state.length(), .state = &state};
   const at::Tensor x = model.forward(ids, {&run, 1});
   return model.logits(x.narrow(0, ids.size(0) - 1, 1)).argmax(-1);
 }

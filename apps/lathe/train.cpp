@@ -139,7 +139,7 @@ StepLimits step_limits(const train::Run& run, const model::LoadedModel& loaded, 
       .per_second = train::product_operations_per_second(options.device(), c10::typeMetaToScalarType(options.dtype()))};
   for (const data::StepBatches& batches : run.plan().steps) {
     double& operations = limits.operations.emplace_back();
-    for (const data::MicroBatch& items : batches) {
+    for (const data::ItemBatch& items : batches) {
       const train::PassSize size = train::pass_size(training.examples_of(items), step.context);
       operations += train::operations(loaded.model->config(), *loaded.store, size);
     }

@@ -35,7 +35,7 @@ std::optional<double> seconds_left(const train::RunState& unfinished, const trai
   double seconds = 0;
   for (const train::StepRecord& step : unfinished.steps) tokens += step.tokens, seconds += step.seconds;
   for (int64_t step = unfinished.step; step < std::ssize(plan.steps); ++step) {
-    for (const data::MicroBatch& items : plan.steps[step])
+    for (const data::ItemBatch& items : plan.steps[step])
       left += train::pass_size(training.examples_of(items), data::ContextMode::kFrozen).rows;
   }
   if (tokens == 0) return {};
@@ -65,7 +65,7 @@ Result<Forecast> forecast(const TrainOptions& options) {
                                                 device.is_cpu() ? resident_bytes() : 0),
                .available = available_on(device)};
   for (const data::StepBatches& batches : plan.steps) {
-    for (const data::MicroBatch& items : batches)
+    for (const data::ItemBatch& items : batches)
       out.work += train::pass_size(data.training->examples_of(items), settings.step.context);
   }
   out.operations = train::operations(config, *shapes.store, out.work);

@@ -118,7 +118,7 @@ void ReferenceCase::compare_logits(const std::string& kind, int64_t context, Com
     // The context ends a chunk, as it does for the reference: a recurrence rounds by where its chunks begin.
     for (int64_t begin = 0; begin < ids.size(0);) {
       const int64_t end = std::min(begin + limits_.chunk_rows, begin < context ? context : ids.size(0));
-      const model::Run run{.begin = 0, .count = end - begin, .position = begin, .state = &state};
+      const model::SequenceRows run{.begin = 0, .count = end - begin, .position = begin, .state = &state};
       outputs.push_back(model_.forward(ids.narrow(0, begin, end - begin), {&run, 1}));
       begin = end;
     }
@@ -135,7 +135,7 @@ std::pair<int64_t, int64_t> ReferenceCase::greedy() const {
   at::Tensor ids = prompt.to(model_.options().device());
   int64_t equal = 0;
   for (int64_t t = prompt.size(0); t < output.size(0); ++t) {
-    const model::Run run{.begin = 0, .count = ids.size(0), .position = state.length(), .state = &state};
+    const model::SequenceRows run{.begin = 0, .count = ids.size(0), .position = state.length(), .state = &state};
     const at::Tensor x = model_.forward(ids, {&run, 1});
     ids = model_.logits(x.narrow(0, x.size(0) - 1, 1)).argmax(-1);
     equal += ids.item<int64_t>() == output[t].item<int64_t>() ? 1 : 0;

@@ -19,9 +19,9 @@ uint64_t mix(uint64_t x) {
 }
 
 // Consecutive items of `order`, as many as the limits allow at a time.
-Result<std::vector<MicroBatch>> cut(std::span<const int64_t> order, std::span<const int64_t> tokens,
-                                    const PlanOptions& options) {
-  std::vector<MicroBatch> batches;
+Result<std::vector<ItemBatch>> cut(std::span<const int64_t> order, std::span<const int64_t> tokens,
+                                   const PlanOptions& options) {
+  std::vector<ItemBatch> batches;
   int64_t in_batch = 0;
   for (const int64_t item : order) {
     if (options.max_tokens > 0 && tokens[item] > options.max_tokens) {
@@ -71,7 +71,7 @@ Result<std::vector<StepBatches>> plan(std::span<const int64_t> tokens, const Pla
   std::vector<StepBatches> steps;
   for (int64_t epoch = 0; epoch < options.epochs; ++epoch) {
     const std::vector<int64_t> order = shuffled(n, options.seed, static_cast<uint32_t>(epoch));
-    std::vector<MicroBatch> batches = LATHE_TRY(cut(order, tokens, options));
+    std::vector<ItemBatch> batches = LATHE_TRY(cut(order, tokens, options));
     for (size_t i = 0; i < batches.size(); ++i) {
       if (i % static_cast<size_t>(options.accumulate) == 0) {
         if (options.max_steps > 0 && static_cast<int64_t>(steps.size()) == options.max_steps) return steps;
@@ -83,7 +83,7 @@ Result<std::vector<StepBatches>> plan(std::span<const int64_t> tokens, const Pla
   return steps;
 }
 
-Result<std::vector<MicroBatch>> in_order(std::span<const int64_t> tokens, const PlanOptions& options) {
+Result<std::vector<ItemBatch>> in_order(std::span<const int64_t> tokens, const PlanOptions& options) {
   std::vector<int64_t> order(tokens.size());
   std::iota(order.begin(), order.end(), int64_t{0});
   return cut(order, tokens, options);

@@ -25,15 +25,15 @@ struct PlanOptions {
   Status validate() const;  // names the field and its range
 };
 
-using MicroBatch = std::vector<int64_t>;      // indices of items that go through the model at once
-using StepBatches = std::vector<MicroBatch>;  // micro-batches of one step
+using ItemBatch = std::vector<int64_t>;      // indices of items that go through the model at once
+using StepBatches = std::vector<ItemBatch>;  // micro-batches of one step
 
 // `tokens`: the size of each item. Every item is seen once per epoch; an item larger than max_tokens is refused by its
 // number, for it could never be within the memory the limit was set for.
 Result<std::vector<StepBatches>> plan(std::span<const int64_t> tokens, const PlanOptions& options);
 
 // All items in order, as micro-batches within the same limits: for evaluation.
-Result<std::vector<MicroBatch>> in_order(std::span<const int64_t> tokens, const PlanOptions& options);
+Result<std::vector<ItemBatch>> in_order(std::span<const int64_t> tokens, const PlanOptions& options);
 
 // A permutation of 0 .. n - 1 that is a function of (seed, stream).
 std::vector<int64_t> shuffled(int64_t n, uint32_t seed, uint32_t stream);

@@ -24,7 +24,7 @@ TEST(Plan, EveryItemOncePerEpochWithinTheLimits) {
     for (const StepBatches& step : steps) {
       ASSERT_FALSE(step.empty());
       ASSERT_LE(static_cast<int64_t>(step.size()), options.accumulate);
-      for (const MicroBatch& batch : step) {
+      for (const ItemBatch& batch : step) {
         ASSERT_FALSE(batch.empty());
         EXPECT_LE(static_cast<int64_t>(batch.size()), options.batch);
         int64_t total = 0;

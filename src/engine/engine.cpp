@@ -44,7 +44,7 @@ struct Sequence {
 // Rows of one sequence in the step at hand.
 struct Share {
   Sequence* sequence;
-  model::Run run;
+  model::SequenceRows run;
   bool samples;  // the last row's logits choose a token
 };
 
@@ -223,7 +223,7 @@ void Engine::State::step() {
   try {
     const weights::Gate::Shared reading(gate);
     const gpu::Fence finished(model.options().device());
-    std::vector<model::Run> runs;
+    std::vector<model::SequenceRows> runs;
     for (const Share& share : shares) runs.push_back(share.run);
     const at::Tensor x = model.forward(at::tensor(ids, at::kLong).to(model.options().device()), runs);
     deliver(shares, x);

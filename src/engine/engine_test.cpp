@@ -128,7 +128,7 @@ TEST(Engine, PromptLogprobsAreThoseOfTheLogits) {
   const Golden golden("qwen3");
   const model::Model& model = *golden.loaded.model;
   model::SequenceState state = model.new_state(64);
-  const model::Run run{.begin = 0, .count = std::ssize(golden.prompt), .position = 0, .state = &state};
+  const model::SequenceRows run{.begin = 0, .count = std::ssize(golden.prompt), .position = 0, .state = &state};
   const at::Tensor ids = at::tensor(std::vector<int64_t>(golden.prompt.begin(), golden.prompt.end()), at::kLong);
   const at::Tensor expected = at::log_softmax(model.logits(model.forward(ids, {&run, 1})), -1, at::kFloat);
   for (const int64_t chunk : {4, 512}) {

@@ -115,8 +115,8 @@ Connected connected_of(const httplib::Request& request) {
   };
 }
 
-// Handlers have the library's border, which answers 500. This one is around the rest of a connection, such as the memory
-// for its header.
+// Handlers have the library's border, which answers 500. This one is around the rest of a connection, such as the
+// memory for its header.
 class GuardedPool final : public httplib::ThreadPool {
  public:
   using ThreadPool::ThreadPool;
@@ -129,12 +129,13 @@ class GuardedPool final : public httplib::ThreadPool {
 // without the last chunk, so that nobody takes the answer for whole.
 void send_as_made(const std::string& path, const std::string& content_type,
                   std::function<bool(httplib::DataSink&)> write, httplib::Response& response) {
-  response.set_chunked_content_provider(content_type, [path, write = std::move(write)](size_t, httplib::DataSink& sink) {
-    bool whole = false;
-    within_border(path, [&] { whole = write(sink); });
-    if (whole) sink.done();
-    return whole;
-  });
+  response.set_chunked_content_provider(content_type,
+                                        [path, write = std::move(write)](size_t, httplib::DataSink& sink) {
+                                          bool whole = false;
+                                          within_border(path, [&] { whole = write(sink); });
+                                          if (whole) sink.done();
+                                          return whole;
+                                        });
 }
 
 }  // namespace
@@ -332,9 +333,8 @@ Status Server::start() {
     return Error{Code::kConflict, "cannot listen on " + authority(host, options.port) +
                                       "; is the port in use? choose another with --port"};
   }
-  state_->listener = std::jthread([this] {
-    within_border("the listener", [&] { state_->server.listen_after_bind(); });
-  });
+  state_->listener =
+      std::jthread([this] { within_border("the listener", [&] { state_->server.listen_after_bind(); }); });
   // stop() does nothing before the listener runs, so start() returns only once it does.
   while (!state_->server.is_running()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   return {};

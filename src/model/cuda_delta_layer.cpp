@@ -94,8 +94,8 @@ at::Tensor next_history(const at::Tensor& before, const at::Tensor& x) {
 }
 
 // One run, from the convolution to the delta rule; a serving pass moves its state on.
-Kept forward_run(const Layer& layer, const Pass& pass, const Run& run, const at::Tensor& qkvz, const Forward& f,
-                 bool keep) {
+Kept forward_run(const Layer& layer, const Pass& pass, const SequenceRows& run, const at::Tensor& qkvz,
+                 const Forward& f, bool keep) {
   const DeltaConfig& c = layer.config;
   const Rows rows{run.begin, run.count};
   const DeltaState& state = run.state->delta(pass.layer);
@@ -132,7 +132,7 @@ Forward forward(const Layer& layer, const Pass& pass, const at::Tensor& qkvz, co
   Forward f{.in = {heads(c.key_heads), heads(c.key_heads), heads(c.value_heads), g.contiguous(), beta.contiguous()},
             .o = heads(c.value_heads),
             .y = at::empty({rows, c.values()}, qkvz.options())};
-  for (const Run& run : pass.runs) f.kept.push_back(forward_run(layer, pass, run, qkvz, f, keep));
+  for (const SequenceRows& run : pass.runs) f.kept.push_back(forward_run(layer, pass, run, qkvz, f, keep));
   queue(qkvz, [&](CUstream_st* stream) { k::gated_norm(layer.gated_norm(f.o, qkvz), f.y.mutable_data_ptr(), stream); });
   return f;
 }

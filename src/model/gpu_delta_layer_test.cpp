@@ -89,7 +89,7 @@ Outcome run(const Layer& layer, const std::vector<int64_t>& counts, const at::Te
             const at::Tensor& dy) {
   Outcome out;
   const at::TensorOptions options = x.options();
-  std::vector<Run> runs;
+  std::vector<SequenceRows> runs;
   int64_t begin = 0;
   for (const int64_t count : counts) {
     out.states.emplace_back(layer.config, options, count);
@@ -100,8 +100,8 @@ Outcome run(const Layer& layer, const std::vector<int64_t>& counts, const at::Te
   const Rotary rotary;
   if (past.defined()) {
     const at::NoGradGuard no_grad;
-    for (const Run& own : runs) {
-      const Run one{.begin = 0, .count = past.size(0), .state = own.state};
+    for (const SequenceRows& own : runs) {
+      const SequenceRows one{.begin = 0, .count = past.size(0), .state = own.state};
       delta_mixer({layer.config, 0, {&one, 1}, rotary, nullptr}, layer.p, past);
     }
   }

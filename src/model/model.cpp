@@ -68,17 +68,17 @@ at::TensorOptions Model::options() const {
   return embedding_->data.options();
 }
 
-Rotary Model::rotary(std::span<const Run> runs, int64_t rows) const {
+Rotary Model::rotary(std::span<const SequenceRows> runs, int64_t rows) const {
   at::Tensor positions = at::empty({rows, 1}, at::kFloat);
   float* out = positions.data_ptr<float>();
-  for (const Run& run : runs) {
+  for (const SequenceRows& run : runs) {
     for (int64_t i = 0; i < run.count; ++i) out[run.begin + i] = static_cast<float>(run.position + i);
   }
   const at::Tensor angles = (positions * inverse_frequencies_).to(options().device());
   return {angles.cos().to(options()), angles.sin().to(options())};
 }
 
-at::Tensor Model::forward(const at::Tensor& ids, std::span<const Run> runs, const LayerTap& tap) const {
+at::Tensor Model::forward(const at::Tensor& ids, std::span<const SequenceRows> runs, const LayerTap& tap) const {
   const at::NoGradGuard no_grad;
   const Rotary tables = rotary(runs, ids.size(0));
   at::Tensor x = embed(ids);
@@ -87,7 +87,7 @@ at::Tensor Model::forward(const at::Tensor& ids, std::span<const Run> runs, cons
     x = decoder_layer({config_, layer, runs, tables, /*sink=*/nullptr}, layers_[layer], x);
   }
   if (tap) tap(config_.layers, x);
-  for (const Run& run : runs) run.state->advance(run.count);
+  for (const SequenceRows& run : runs) run.state->advance(run.count);
   return x;
 }
 
@@ -132,8 +132,8 @@ at::Tensor Model::logits(const at::Tensor& rows) const {
   return unembed(final_normed(rows, nullptr));
 }
 
-at::Tensor Model::live_layer(int64_t layer, const at::Tensor& x, std::span<const Run> runs, const Rotary& tables,
-                             GradientSink& sink) const {
+at::Tensor Model::live_layer(int64_t layer, const at::Tensor& x, std::span<const SequenceRows> runs,
+                             const Rotary& tables, GradientSink& sink) const {
   return decoder_layer({config_, layer, runs, tables, &sink}, layers_[layer], x);
 }
 

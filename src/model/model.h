@@ -49,7 +49,7 @@ class Model {
 
   // Serving: runs the rows through all layers without gradient and moves the states on (run.position must equal
   // state->length()). ids: [N] int64. Returns the last layer's output [N, D], before the final norm.
-  at::Tensor forward(const at::Tensor& ids, std::span<const Run> runs, const LayerTap& tap = nullptr) const;
+  at::Tensor forward(const at::Tensor& ids, std::span<const SequenceRows> runs, const LayerTap& tap = nullptr) const;
 
   // What the first layer reads: ids [N] int64 -> [N, D]. No gradient: embed_backward() takes that of its result.
   at::Tensor embed(const at::Tensor& ids) const;
@@ -68,9 +68,9 @@ class Model {
 
   // Teaching: one layer on live rows x [N, D] with autograd on. Each run continues its state, a constant taken at
   // run.position. While autograd walks back through the result the gradients of the layer's parameters go to `sink`.
-  at::Tensor live_layer(int64_t layer, const at::Tensor& x, std::span<const Run> runs, const Rotary& rotary,
+  at::Tensor live_layer(int64_t layer, const at::Tensor& x, std::span<const SequenceRows> runs, const Rotary& rotary,
                         weights::GradientSink& sink) const;
-  Rotary rotary(std::span<const Run> runs, int64_t rows) const;
+  Rotary rotary(std::span<const SequenceRows> runs, int64_t rows) const;
 
   Cost cost() const { return Cost(config_, options().dtype().itemsize()); }
 

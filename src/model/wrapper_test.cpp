@@ -44,7 +44,7 @@ void write_wrapped(const delta::TestDir& to) {
 at::Tensor logits_of(const Model& model) {
   const at::Tensor ids = at::arange(3, 43, at::kLong);
   SequenceState state = model.new_state(ids.size(0));
-  const Run run{.begin = 0, .count = ids.size(0), .position = 0, .state = &state};
+  const SequenceRows run{.begin = 0, .count = ids.size(0), .position = 0, .state = &state};
   return model.logits(model.forward(ids, {&run, 1}));
 }
 

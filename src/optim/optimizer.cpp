@@ -237,13 +237,13 @@ struct VectorCommit {
 };
 
 // Consecutive rows of one matrix.
-struct Tile {
+struct RowTile {
   size_t matrix;
   int64_t begin, count;
 };
 
 // `scratch` is of the tile's size at least, in the dtype of the gradient.
-UpdateStats commit_tile(const MatrixCommit& matrix, const Tile& tile, const at::Tensor& scratch) {
+UpdateStats commit_tile(const MatrixCommit& matrix, const RowTile& tile, const at::Tensor& scratch) {
   const int64_t b = matrix.gradient.columns(), first = tile.begin * b, n = tile.count * b;
   const at::Tensor& channels = matrix.step->apollo.channel_scale;
   at::Tensor u = matrix.gradient.read(tile.begin, tile.count, scratch);
@@ -262,8 +262,8 @@ UpdateStats commit_tile(const MatrixCommit& matrix, const Tile& tile, const at::
 }
 
 // All matrices cut into tiles of at most `tile_elements` (or one row). `largest` becomes the elements of the largest.
-std::vector<Tile> tiles_of(const std::vector<MatrixCommit>& matrices, int64_t tile_elements, int64_t& largest) {
-  std::vector<Tile> tiles;
+std::vector<RowTile> tiles_of(const std::vector<MatrixCommit>& matrices, int64_t tile_elements, int64_t& largest) {
+  std::vector<RowTile> tiles;
   for (size_t i = 0; i < matrices.size(); ++i) {
     const int64_t a = matrices[i].gradient.rows(), b = matrices[i].gradient.columns();
     const int64_t rows = tile_rows(a, b, tile_elements, matrices[i].gradient.formed() ? kFormedTiles : 1);
@@ -276,7 +276,7 @@ std::vector<Tile> tiles_of(const std::vector<MatrixCommit>& matrices, int64_t ti
 // All matrices in one parallel pass over tiles. Returns the stats of each.
 std::vector<UpdateStats> commit_tiles(const std::vector<MatrixCommit>& matrices, int64_t tile_elements) {
   int64_t largest = 0;
-  const std::vector<Tile> tiles = tiles_of(matrices, tile_elements, largest);
+  const std::vector<RowTile> tiles = tiles_of(matrices, tile_elements, largest);
   std::vector<UpdateStats> by_tile(tiles.size()), by_matrix(matrices.size());
   at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;
@@ -313,10 +313,10 @@ at::Tensor vector_direction(const VectorStep& step, const OptimizerConfig& confi
 std::vector<UpdateStats> commit_on_gpu(const std::vector<MatrixCommit>& matrices,
                                        const std::vector<VectorCommit>& vectors, at::Device device) {
   int64_t largest = 0;
-  const std::vector<Tile> tiles = tiles_of(matrices, kGpuTileElements, largest);
+  const std::vector<RowTile> tiles = tiles_of(matrices, kGpuTileElements, largest);
   const at::Tensor scratch = at::empty({largest}, at::TensorOptions().device(device).dtype(at::kFloat));
   GpuWriter writer(device, static_cast<int64_t>(tiles.size() + vectors.size()));
-  for (const Tile& tile : tiles) {
+  for (const RowTile& tile : tiles) {
     const MatrixCommit& matrix = matrices[tile.matrix];
     const int64_t b = matrix.gradient.columns(), first = tile.begin * b, n = tile.count * b;
     at::Tensor u = matrix.gradient.read(tile.begin, tile.count, scratch);

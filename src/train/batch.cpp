@@ -48,7 +48,7 @@ class Walk {
 
   std::vector<model::SequenceState> states;  // one per sequence
   std::vector<int64_t> ids;
-  std::vector<model::Run> runs;
+  std::vector<model::SequenceRows> runs;
   std::vector<Copy> copies;
 
  private:
@@ -137,7 +137,7 @@ LiveForward forward_live(const model::Model& model, const Batch& batch, int64_t 
   std::vector<std::optional<model::SequenceState>> snapshots(batch.live.size());
   while (walk.next(chunk_rows)) {
     for (size_t i = 0; keep_layers && i < snapshots.size(); ++i) {
-      for (const model::Run& run : walk.runs) {
+      for (const model::SequenceRows& run : walk.runs) {
         const LiveRun& live = batch.live[i];
         const bool begins = run.state == &walk.states[live.sequence] && run.position == live.position;
         if (begins) snapshots[i] = *run.state;

@@ -41,8 +41,8 @@ Batch pack(std::span<const data::Example> examples, data::ContextMode mode);  //
 // What one pass over a batch without gradient keeps.
 struct LiveForward {
   std::vector<model::SequenceState> states;  // one per live run: its sequence's state as the run begins
-  std::vector<at::Tensor> inputs;  // [layers + 1] of [live_rows, D]: input of each layer, then the last output
-  std::vector<model::Run> runs;    // the live rows as runs over `states`
+  std::vector<at::Tensor> inputs;         // [layers + 1] of [live_rows, D]: input of each layer, then the last output
+  std::vector<model::SequenceRows> runs;  // the live rows as runs over `states`
 };
 
 // Runs all rows through the model in chunks of at most `chunk_rows`, keeping each layer's input of the live rows. With

@@ -155,7 +155,7 @@ MemoryEstimate estimate_memory(const model::ModelConfig& config, const weights::
   const PassLimits limits = pass_limits(settings.step, store.parameters().front().data.device());
   for (const data::StepBatches& batches : plan.steps) {
     PassSize step;  // of the micro-batches so far
-    for (const data::MicroBatch& items : batches) {
+    for (const data::ItemBatch& items : batches) {
       const PassSize pass = pass_size(training.examples_of(items), settings.step.context);
       const int64_t before = gradient_bytes(config, store, settings, step, element).kept;
       step += pass;
@@ -188,7 +188,7 @@ int64_t estimate_lesson(const model::ModelConfig& config, const weights::WeightS
   settings.optimizer = optimizer;
   settings.step = step;
   const Dataset lesson({examples.begin(), examples.end()}, settings.objective);
-  data::MicroBatch all(examples.size());
+  data::ItemBatch all(examples.size());
   std::iota(all.begin(), all.end(), 0);
   const MemoryEstimate peak = estimate_memory(config, store, settings, lesson, {.steps = {{all}}}, 0);
   return peak.total() - peak.program - peak.weights;

@@ -127,7 +127,7 @@ Status Run::prepare(Begin begin) {
   items_seen_.clear();
   for (const data::StepBatches& batches : plan_.steps) {
     int64_t seen = items_seen_.empty() ? 0 : items_seen_.back();
-    for (const data::MicroBatch& batch : batches) seen += std::ssize(batch);
+    for (const data::ItemBatch& batch : batches) seen += std::ssize(batch);
     items_seen_.push_back(seen);
   }
   // What the last act would refuse is refused before the first.
@@ -252,7 +252,7 @@ Status Run::step(RunObserver& observer) {
   options.learning_rate = settings_.schedule.lr_at(state_.step);
   std::vector<Lesson> lessons;
   std::vector<MicroBatch> micro_batches;
-  for (const data::MicroBatch& items : batches) lessons.push_back(training_.lesson(items));
+  for (const data::ItemBatch& items : batches) lessons.push_back(training_.lesson(items));
   for (const Lesson& lesson : lessons) micro_batches.push_back({lesson.examples, lesson.objective.get()});
   const StepReport report =
       LATHE_TRY(trainer_.step(micro_batches, options).at("step " + std::to_string(state_.step + 1)));
@@ -267,7 +267,7 @@ Status Run::step(RunObserver& observer) {
 
 Status Run::evaluate(RunObserver& observer) {
   double sum = 0, size = 0;
-  for (const data::MicroBatch& batch : plan_.evaluation) {
+  for (const data::ItemBatch& batch : plan_.evaluation) {
     const Lesson lesson = evaluation_->evaluation(batch);
     const auto part = LATHE_TRY(trainer_.evaluate(lesson.examples, settings_.step, *lesson.objective));
     sum += part.loss * part.size;

@@ -48,7 +48,7 @@ struct RunSettings {
 // Which items each step of a run sees.
 struct RunPlan {
   std::vector<data::StepBatches> steps;
-  std::vector<data::MicroBatch> evaluation;
+  std::vector<data::ItemBatch> evaluation;
 };
 // Refuses, by name, settings and data that cannot work together; sets the schedule's number of steps.
 Result<RunPlan> plan_run(RunSettings& settings, const Dataset& training, const Dataset* evaluation);

@@ -184,16 +184,16 @@ Result<StepReport> Trainer::stream(const Batch& batch, const Objective& objectiv
   return report;
 }
 
-Result<Trainer::Evaluation> Trainer::evaluate(std::span<const data::Example> examples, const StepOptions& options,
-                                              const Objective& objective) const {
+Result<Trainer::MeanLoss> Trainer::evaluate(std::span<const data::Example> examples, const StepOptions& options,
+                                            const Objective& objective) const {
   LATHE_TRY(data::validate(examples, model_.config().vocab_size, model_.config().max_positions));
-  return guarded("the evaluation", [&]() -> Result<Evaluation> {
+  return guarded("the evaluation", [&]() -> Result<MeanLoss> {
     const Batch batch = pack(examples, options.context);
     const LiveForward live =
         forward_live(model_, batch, pass_limits(options, model_.options().device()).chunk_rows, /*keep_layers=*/false);
     const GradedRows graded = graded_rows(batch);
     const double size = objective.size(graded);
-    return Evaluation{loss_value(model_, graded, live.inputs.back(), objective, size), size};
+    return MeanLoss{loss_value(model_, graded, live.inputs.back(), objective, size), size};
   });
 }
 

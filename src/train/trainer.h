@@ -101,12 +101,12 @@ class Trainer {
                           const Objective& objective = kSupervised);
 
   // The objective's loss with the present weights, and what its mean is over (Objective::size).
-  struct Evaluation {
+  struct MeanLoss {
     double loss = 0;
     double size = 0;
   };
-  Result<Evaluation> evaluate(std::span<const data::Example> examples, const StepOptions& options,
-                              const Objective& objective = kSupervised) const;
+  Result<MeanLoss> evaluate(std::span<const data::Example> examples, const StepOptions& options,
+                            const Objective& objective = kSupervised) const;
 
   // Of each example, with the present weights, for Dpo and WithKl: log pi, and distributions of its graded rows as
   // their `k` most probable tokens and the rest.

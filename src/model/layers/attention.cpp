@@ -56,7 +56,7 @@ at::Tensor attention_mixer(const Pass& pass, const AttentionParameters& p, const
 
   const double scale = c.score_scale();
   std::vector<at::Tensor> mixed;
-  for (const Run& run : pass.runs) {
+  for (const SequenceRows& run : pass.runs) {
     const auto own = [&](const at::Tensor& t) { return t.narrow(0, run.begin, run.count); };
     if (pass.sink) {
       const auto after_past = [&](const at::Tensor& constants, const at::Tensor& t) {

@@ -51,7 +51,7 @@ at::Tensor unit(const at::Tensor& x) {
   return wide * at::rsqrt(wide.square().sum(-1, /*keepdim=*/true) + kUnitEps);
 }
 
-at::Tensor run_delta_rule(const Pass& pass, const Run& run, const DeltaInputs& in) {
+at::Tensor run_delta_rule(const Pass& pass, const SequenceRows& run, const DeltaInputs& in) {
   const at::Tensor start = run.state->delta(pass.layer).recurrent;
   if (pass.sink) return delta_rule_with_gradient(in, start);
   DeltaOutput out = run.count <= kFewTokens ? delta_rule_by_token(in, start) : delta_rule(in, start);
@@ -66,7 +66,7 @@ at::Tensor between_projections(const Pass& pass, const DeltaParameters& p, const
   const int64_t rows = qkvz.size(0);
   const at::ScalarType wide = wide_type(qkvz);
   std::vector<at::Tensor> outputs;
-  for (const Run& run : pass.runs) {
+  for (const SequenceRows& run : pass.runs) {
     const auto own = [&](const at::Tensor& t) { return t.narrow(0, run.begin, run.count); };
     const Convolved conv =
         convolve(own(qkvz).narrow(1, 0, c.channels()), run.state->delta(pass.layer).history, p, c, pass.sink);

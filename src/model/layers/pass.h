@@ -18,7 +18,7 @@ namespace lathe::model {
 
 // Rows [begin, begin + count) of a packed batch are tokens position .. position + count - 1 of one sequence. A serving
 // pass needs position == state->length(); a teaching pass a state that was taken at `position`.
-struct Run {
+struct SequenceRows {
   int64_t begin = 0;
   int64_t count = 0;
   int64_t position = 0;
@@ -34,7 +34,7 @@ struct Rotary {
 struct Pass {
   const ModelConfig& config;
   int64_t layer;
-  std::span<const Run> runs;
+  std::span<const SequenceRows> runs;
   const Rotary& rotary;
   weights::GradientSink* sink;  // null: serving
 };
