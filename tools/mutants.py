@@ -140,7 +140,7 @@ TEACHING = {
     "lesson: its outcome does not wait for durability": (
         "teacher.cpp", "  if (lesson.durable && versions_.pending()) {", "  if (false) {"),
     "lesson: not durable by itself": (
-        "teacher.cpp", "  const double due = at_once ? 0 : ", "  const double due = "),
+        "teacher.cpp", "idle && options_.history == HistoryMode::kLesson;", "idle && options_.history == HistoryMode::kInterval;"),
     "lesson: a known answer takes a step": (
         "teacher.cpp", "      if (proposal.loss < lesson.until_loss) {", "      if (false) {"),
     "lesson: a rising loss is a success": (

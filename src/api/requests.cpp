@@ -390,8 +390,9 @@ Result<PreferencePair> parse_preference_line(std::string_view line) {
   Fields input(json["input"]);
   read_render(input, prompt.render);
   LATHE_TRY(input.status().at("input"));
-  PreferencePair pair{.preferred = LATHE_TRY(with_answer(prompt, json, "preferred_output")),
-                      .rejected = LATHE_TRY(with_answer(prompt, json, "non_preferred_output"))};
+  PreferencePair pair;
+  pair.preferred = LATHE_TRY(with_answer(prompt, json, "preferred_output"));
+  pair.rejected = LATHE_TRY(with_answer(prompt, json, "non_preferred_output"));
   if (json["preferred_output"] == json["non_preferred_output"])
     return invalid_argument("'preferred_output' and 'non_preferred_output' are the same");
   return pair;

@@ -135,7 +135,8 @@ FaultEnv::FaultEnv(const FaultEnv& other) : Env() {
 void FaultEnv::set_fault(const Fault& fault) {
   const std::lock_guard hold(mutex_);
   fault_ = fault;
-  operations_ = reads_ = 0;
+  operations_ = 0;
+  reads_ = 0;
   failing_ = false;
 }
 
@@ -145,7 +146,6 @@ int64_t FaultEnv::operations() const {
 }
 
 int64_t FaultEnv::reads() const {
-  const std::lock_guard hold(mutex_);
   return reads_;
 }
 
@@ -194,7 +194,8 @@ void FaultEnv::damage(const std::string& path, uint64_t offset, std::byte mask) 
 FaultEnv::Verdict FaultEnv::begin(const std::string& what) {
   ++operations_;
   if (observer_) observer_(operations_, what);
-  const bool hit = fault_.kind != Fault::Kind::kNone && fault_.kind != Fault::Kind::kRead && operations_ == fault_.at;
+  const bool reads = fault_.kind == Fault::Kind::kRead || fault_.kind == Fault::Kind::kReadFrom;
+  const bool hit = fault_.kind != Fault::Kind::kNone && !reads && operations_ == fault_.at;
   if (!hit && !failing_) return {};
   if (hit && fault_.kind != Fault::Kind::kOnce) failing_ = true;
   return {.status = io_error("injected: " + what, fault_.error), .part = hit ? fault_.part : 0};
@@ -202,10 +203,10 @@ FaultEnv::Verdict FaultEnv::begin(const std::string& what) {
 
 Status FaultEnv::begin_read(const std::string& what) {
   ++reads_;
-  if (fault_.kind == Fault::Kind::kRead ? reads_ == fault_.at : failing_ && fault_.kind == Fault::Kind::kCrash) {
-    return io_error("injected: " + what, fault_.error);
-  }
-  return {};
+  const bool fails = fault_.kind == Fault::Kind::kRead       ? reads_ == fault_.at
+                     : fault_.kind == Fault::Kind::kReadFrom ? reads_ >= fault_.at
+                                                             : failing_ && fault_.kind == Fault::Kind::kCrash;
+  return fails ? Status(io_error("injected: " + what, fault_.error)) : Status();
 }
 
 Status FaultEnv::write(Inode file, uint64_t offset, std::span<const std::byte> bytes, const std::string& what) {

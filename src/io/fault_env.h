@@ -14,6 +14,7 @@
 // Memory: copies share everything until one of them changes it.
 #pragma once
 
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <functional>
@@ -60,10 +61,11 @@ class AllChoices final : public Choices {
 struct Fault {
   enum class Kind {
     kNone,
-    kCrash,  // the operation and all after it fail and do nothing, but for `part`
-    kOnce,   // one operation fails
-    kFrom,   // it and all after it fail
-    kRead,   // the at-th read (open_read, read_at, map, list) fails; writes are not counted
+    kCrash,     // the operation and all after it fail and do nothing, but for `part`
+    kOnce,      // one operation fails
+    kFrom,      // it and all after it fail
+    kRead,      // the at-th read (open_read, read_at, map, list) fails; writes are not counted
+    kReadFrom,  // it and all reads after it fail
   };
   Kind kind = Kind::kNone;
   int64_t at = 0;
@@ -135,7 +137,8 @@ class FaultEnv final : public Env {
   mutable std::mutex mutex_;  // guards everything below
   std::unique_ptr<State> state_;
   Fault fault_;
-  int64_t operations_ = 0, reads_ = 0;
+  int64_t operations_ = 0;
+  std::atomic<int64_t> reads_ = 0;  // read without the lock, so that an observer may
   bool failing_ = false;
   std::function<void(int64_t, const std::string&)> observer_;
 };

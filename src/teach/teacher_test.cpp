@@ -25,7 +25,10 @@ constexpr const char* kDir = "/models/m";
 class TestHolder final : public Holder {
  public:
   explicit TestHolder(std::function<Status()> reload) : reload_(std::move(reload)) {}
-  Status begin() override { return fail_begin ? Status(unavailable()) : Status(); }
+  Status begin() override {
+    if (on_begin) on_begin();
+    return fail_begin ? Status(unavailable()) : Status();
+  }
   Status end(int64_t) override { return fail_end ? Status(unavailable()) : Status(); }
   Status abandon() override {
     ++abandoned;
@@ -35,6 +38,7 @@ class TestHolder final : public Holder {
 
   std::atomic<bool> fail_begin = false, fail_end = false, fail_abandon = false;
   std::atomic<int> abandoned = 0;
+  std::function<void()> on_begin;
 
  private:
   static Error unavailable() { return {Code::kUnavailable, "the holder is gone"}; }
@@ -402,6 +406,38 @@ TEST_F(TeacherTest, TornWeightsAreRefusedUntilTheyCanBeRead) {
   EXPECT_FALSE(teacher_->torn());
   EXPECT_EQ(on_disk(), live());
   EXPECT_EQ(teach(lesson("good")).state, State::kSucceeded);
+}
+
+// A disk from which nothing can be read any more: every weight is read once before the first live one changes, so that
+// what is served stays as it was.
+TEST_F(TeacherTest, ARollbackReadsEveryWeightBeforeOneChanges) {
+  start();
+  int64_t parts = 0, at_last_write = 0, at_begin = 0;
+  for (const auto& parameter : loaded_.store->parameters()) parts += std::ssize(parameter.parts);
+  const auto learn = [&](const char* id) {
+    ASSERT_EQ(teach(lesson(id, 1)).error, std::nullopt);
+    ASSERT_TRUE(teacher_->sync().ok());
+  };
+  learn("first");
+  env_.set_observer([&](int64_t, const std::string&) { at_last_write = env_.reads(); });
+  holder_.on_begin = [&] { at_begin = env_.reads(); };
+  env_.set_fault({});  // counts from 0
+  ASSERT_TRUE(teacher_->roll_back({}).ok());
+  EXPECT_GE(at_begin - at_last_write, parts);
+
+  env_.set_observer({});
+  holder_.on_begin = {};
+  learn("second");
+  const std::string taught = live();
+  env_.set_fault({.kind = io::Fault::Kind::kReadFrom, .at = at_begin - parts / 2});
+  const auto back = teacher_->roll_back({});
+  env_.set_fault({});
+  ASSERT_FALSE(back.ok());
+  EXPECT_NE(back.error().message.find("roll back again, or sync"), std::string::npos) << back.error().message;
+  EXPECT_FALSE(teacher_->torn());
+  EXPECT_EQ(live(), taught);
+  ASSERT_TRUE(teacher_->sync().ok());
+  EXPECT_EQ(on_disk(), taught);
 }
 
 // What a process that was killed had only in memory is named, and never called durable.
