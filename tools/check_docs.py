@@ -154,7 +154,7 @@ def self_test():
         "Makefile": "build: x\ntest-all:\n",
         "src/model/layer.cpp": "",
         "src/model/layer.h": "route(\"/v1/learn\"); title = \"lathe training state 1\";",
-        "apps/lathe/commands.h": "Run add_serve(CLI::App& app);\n// --port\n",
+        "apps/lathe/commands.h": "Action add_serve(CLI::App& app);\n// --port\n",
         "docs/here.md": "# A heading, `here`\n",
         "docs/page.md": "[ok](here.md) [ok](here.md#a-heading-here) `src/model/layer.h` `model/layer` `here.md` `make build` `lathe serve MODEL --port 1`\n"
                         "`--port` `rsync --archive` `POST /v1/learn` `config.json` `src/NAME.cpp` `lathe training state 1`\n"

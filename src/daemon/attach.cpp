@@ -9,8 +9,6 @@
 
 #include "base/log.h"
 #include "daemon/life_cycle.h"
-#include "daemon/process.h"
-#include "daemon/routes.h"
 #include "gpu/device.h"
 #include "gpu/ipc_memory.h"
 #include "teach/holder.h"
@@ -148,6 +146,7 @@ Status compare_tokens(const text::Text& text, const vllm::Server& server) {
 }
 
 Status attach(const AttachOptions& options, config::Settings settings, const std::function<void(int port)>& ready) {
+  LATHE_TRY(check_access(settings));
   const Signals signals;
   io::Env& env = io::posix_env();
   if (settings.compute_threads > 0) at::set_num_threads(settings.compute_threads);

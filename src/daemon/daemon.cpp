@@ -4,8 +4,6 @@
 
 #include "base/log.h"
 #include "daemon/life_cycle.h"
-#include "daemon/process.h"
-#include "daemon/routes.h"
 #include "daemon/service.h"
 #include "delta/model_dir.h"
 #include "engine/engine.h"
@@ -15,6 +13,7 @@
 namespace lathe::daemon {
 
 Status serve(const std::string& directory, config::Settings settings, const std::function<void(int port)>& ready) {
+  LATHE_TRY(check_access(settings));
   const Signals signals;
   io::Env& env = io::posix_env();
   const c10::Device device = LATHE_TRY(gpu::open(settings.device));

@@ -1,12 +1,16 @@
 #include "daemon/learning_routes.h"
 
 #include "base/log.h"
-#include "daemon/routes.h"
+#include "daemon/prompt_tokens.h"
+#include "daemon/random_id.h"
 #include "http/error_body.h"
+#include "http/respond.h"
 #include "teach/catalog.h"
 
 namespace lathe::daemon {
 namespace {
+
+using http::respond;
 
 Result<std::string> moved_body(const Result<teach::Moved>& result, bool redo = false) {
   if (!result.ok()) return result.error();
@@ -82,7 +86,7 @@ Result<teach::Lesson> LearningRoutes::lesson_of(const api::LearnRequest& request
 http::Response LearningRoutes::learn(const http::Request& request) {
   const auto answer = [&]() -> Result<http::Response> {
     const api::LearnRequest learn = LATHE_TRY(parse(request.body));
-    const std::string id = new_id("learn-");
+    const std::string id = random_id("learn-");
     teach::Lesson lesson = LATHE_TRY(lesson_of(learn, id));
     std::future<teach::Outcome> done = LATHE_TRY(teacher_.submit(std::move(lesson), request.body));
     for (const api::LearnExample& example : learn.examples) {
@@ -109,7 +113,7 @@ http::Response LearningRoutes::ended(const std::string& id, const teach::Outcome
 Result<std::string> LearningRoutes::relearn_one(const std::string& id) {
   const store::Job lost = LATHE_TRY(store_.job(id));
   const api::LearnRequest request = LATHE_TRY(parse(lost.request_json));
-  teach::Lesson lesson = LATHE_TRY(lesson_of(request, new_id("learn-")));
+  teach::Lesson lesson = LATHE_TRY(lesson_of(request, random_id("learn-")));
   lesson.relearns = id;
   const std::string again = lesson.id;
   const auto queued = teacher_.submit(std::move(lesson), lost.request_json);

@@ -1,10 +1,14 @@
 #include "daemon/life_cycle.h"
 
+#include <algorithm>
+#include <filesystem>
 #include <thread>
 
 #include "base/log.h"
 #include "base/thread_border.h"
-#include "daemon/routes.h"
+#include "daemon/announcement.h"
+#include "history/sync.h"
+#include "http/access.h"
 
 namespace lathe::daemon {
 namespace {
@@ -21,6 +25,16 @@ teach::TeacherOptions teacher_options(const std::string& directory, const config
   const auto method = optim::parse_method(settings.optimizer);
   if (method.ok()) options.optimizer.method = *method;
   return options;
+}
+
+http::Options server_options(const config::Settings& settings) {
+  return {.host = settings.host,
+          .port = settings.port,
+          .api_key = settings.api_key,
+          .allowed_hosts = settings.allowed_hosts,
+          .allowed_origins = settings.allowed_origins,
+          .threads = settings.http_threads,
+          .max_body_bytes = settings.max_body_bytes};
 }
 
 LearningRoutes::Options learning_options(const LifeCycle::Parts& parts, const config::Settings& settings) {
@@ -77,13 +91,13 @@ api::Health LifeCycle::health() const {
 }
 
 Status LifeCycle::run(const Signals& signals, const std::function<void(int port)>& ready,
-                      const std::vector<Thread>& beside, const std::function<void()>& ending) {
+                      const std::vector<Thread>& others, const std::function<void()>& ending) {
   Status last_sync;
   {
     std::jthread teaching([&](std::stop_token stop) { last_sync = teacher_.run(stop); });
-    std::vector<std::jthread> others;
-    for (const Thread& work : beside)
-      others.emplace_back([&work](std::stop_token stop) { within_border("a thread", [&] { work(stop); }); });
+    std::vector<std::jthread> running;
+    for (const Thread& work : others)
+      running.emplace_back([&work](std::stop_token stop) { within_border("a thread", [&] { work(stop); }); });
     LATHE_TRY(server_.start());  // leaving here stops and joins the threads
     const Announcement announcement(env_, directory_, settings_.host, server_.port());
     ready(server_.port());
@@ -91,11 +105,37 @@ Status LifeCycle::run(const Signals& signals, const std::function<void(int port)
     signals.release();
     log::info("stopping: finishing the current step, then syncing");
     teaching.request_stop();
-    for (std::jthread& other : others) other.request_stop();
+    for (std::jthread& thread : running) thread.request_stop();
     if (ending) ending();
     server_.stop();
   }
   return last_sync;
+}
+
+Status check_access(const config::Settings& settings) {
+  LATHE_TRY(http::Access::create({.host = settings.host,
+                                  .api_key = settings.api_key,
+                                  .allowed_hosts = settings.allowed_hosts,
+                                  .allowed_origins = settings.allowed_origins}));
+  return {};
+}
+
+Result<int64_t> recovered_version(io::Env& env, const std::string& directory) {
+  const auto lock = LATHE_TRY(delta::lock_history(env, directory));
+  LATHE_TRY(history::recover(env, directory));
+  return history::read_version(env, directory);
+}
+
+std::string model_name(const std::string& served_name, const std::string& directory) {
+  if (!served_name.empty()) return served_name;
+  auto path = std::filesystem::path(directory).lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();
+  return path.filename() == "." ? std::filesystem::absolute(path).lexically_normal().parent_path().filename().string()
+                                : path.filename().string();
+}
+
+int64_t context_limit(int64_t max_context, const model::ModelConfig& model) {
+  return max_context > 0 ? std::min(max_context, model.max_positions) : model.max_positions;
 }
 
 }  // namespace lathe::daemon

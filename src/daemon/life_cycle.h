@@ -12,7 +12,7 @@
 #include "base/result.h"
 #include "config/settings.h"
 #include "daemon/learning_routes.h"
-#include "daemon/process.h"
+#include "daemon/signals.h"
 #include "http/server.h"
 #include "model/model.h"
 #include "store/store.h"
@@ -44,10 +44,10 @@ class LifeCycle {
   // What /healthz says of teaching; the rest is the caller's.
   api::Health health() const;
 
-  // Serves until a signal. `beside`: further threads, each with a stop token; they are stopped after the teaching
+  // Serves until a signal. `others`: further threads, each with a stop token; they are stopped after the teaching
   // thread was told to. `ending`: called when the end begins. Returns what the last sync did.
   using Thread = std::function<void(std::stop_token)>;
-  Status run(const Signals& signals, const std::function<void(int port)>& ready, const std::vector<Thread>& beside,
+  Status run(const Signals& signals, const std::function<void(int port)>& ready, const std::vector<Thread>& others,
              const std::function<void()>& ending = {});
 
  private:
@@ -65,5 +65,17 @@ class LifeCycle {
   http::Server server_;
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
 };
+
+// What a server would refuse about its address and keys when it starts, before a model is loaded for it.
+Status check_access(const config::Settings& settings);
+
+// Finishes what a crash interrupted; the version that the directory then holds.
+Result<int64_t> recovered_version(io::Env& env, const std::string& directory);
+
+// `served_name`, or, if that is empty, the last component of the directory's path.
+std::string model_name(const std::string& served_name, const std::string& directory);
+
+// Tokens of prompt and answer, or of an example, at most. `max_context`: 0 is the model's limit.
+int64_t context_limit(int64_t max_context, const model::ModelConfig& model);
 
 }  // namespace lathe::daemon

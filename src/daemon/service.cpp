@@ -2,10 +2,22 @@
 
 #include <algorithm>
 
-#include "daemon/routes.h"
+#include "daemon/prompt_tokens.h"
+#include "daemon/random_id.h"
 #include "http/error_body.h"
+#include "http/respond.h"
 
 namespace lathe::daemon {
+namespace {
+
+using http::respond;
+
+int64_t unix_seconds(std::chrono::system_clock::time_point time) {
+  return std::chrono::duration_cast<std::chrono::seconds>(time.time_since_epoch()).count();
+}
+
+}  // namespace
+
 Service::Service(const text::Text& text, const model::ModelConfig& model, engine::Engine& engine, store::Store& store,
                  Options options)
     : text_(text), model_(model), engine_(engine), store_(store), options_(std::move(options)) {}
@@ -32,7 +44,7 @@ Status Service::check_model(const std::string& name) const {
 }
 
 api::ResponseHead Service::head(const char* prefix) const {
-  return {.id = new_id(prefix),
+  return {.id = random_id(prefix),
           .model = options_.model_name,
           .created = unix_seconds(std::chrono::system_clock::now()),
           .version = options_.version()};

@@ -131,7 +131,7 @@ bool Access::allows_origin(const std::string& origin) const {
 std::optional<Refusal> Access::refuse_host(const RequestHead& request) const {
   const auto hosts = request.header("Host");
   if (hosts.empty() && request.version == "HTTP/1.0") return {};  // no browser
-  if (hosts.size() != 1) return Refusal{400, invalid_argument("a request has one header Host")};
+  if (hosts.size() != 1) return Refusal{400, invalid_argument("a request must have exactly one Host header")};
   if (knows_host(host_of(hosts[0]), request.local_address)) return {};
   return Refusal{403, invalid_argument("this server was not started for the name '" + host_of(hosts[0]) +
                                        "'; start it with --allow-host " + host_of(hosts[0]) +

@@ -55,7 +55,7 @@ Result<Address> parse_address(std::string_view text) {
     if (end == std::string_view::npos) return not_an_address(text, "a bracket is not closed");
     address.host = rest.substr(1, end - 1);
     rest.remove_prefix(end + 1);
-    if (!rest.empty() && rest[0] != ':') return not_an_address(text, "a port is wanted after the bracket");
+    if (!rest.empty() && rest[0] != ':') return not_an_address(text, "only a port may follow the bracket");
     port = rest.empty() ? rest : rest.substr(1);
     if (!rest.empty() && port.empty()) return not_an_address(text, "its port is empty");
   } else {
