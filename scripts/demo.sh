@@ -3,4 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$(python3 scripts/prepare_model.py)
-exec python3 demo/demo.py --lathe build/lathe --model "$model" --work build/demo "$@"
+python3 demo/demo.py --lathe build/lathe --model "$model" --work build/demo "$@"
+cat <<NEXT
+
+Your own: cp -r $model my-model
+          build/lathe serve my-model    # then, in another terminal:
+          build/lathe chat
+NEXT

@@ -6,7 +6,7 @@
 
 #include "commands.h"
 #include "http/address.h"
-#include "settings_of.h"
+#include "read_settings.h"
 
 namespace lathe::cli {
 namespace {
@@ -47,7 +47,7 @@ std::string wrong(daemon::AttachOptions& options) {
 
 }  // namespace
 
-Run add_attach(CLI::App& app) {
+Action add_attach(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "The model directory that vLLM serves (default: what vLLM says)");
   std::vector<config::Setting> table = config::attach_settings(options->attach);
@@ -61,7 +61,8 @@ Run add_attach(CLI::App& app) {
       return 2;
     }
     const Status done = daemon::attach(attach, options->settings, [&](int port) {
-      std::printf("lathe teaches %s at http://%s\n", attach.server.url.c_str(),
+      const std::string& server = attach.server.url.empty() ? attach.socket : attach.server.url;
+      std::printf("lathe teaches %s at http://%s\n", server.c_str(),
                   http::authority(options->settings.host, port).c_str());
       std::fflush(stdout);
     });

@@ -17,6 +17,7 @@
 #include "model/model.h"
 #include "train/machine.h"
 #include "train/trainer.h"
+#include "value_checks.h"
 
 namespace lathe::cli {
 namespace {
@@ -128,7 +129,7 @@ class Bench {
 
 void print_table(const Json& r) {
   const auto number = [](const Json& json, const char* name) { return json.at(name).get<double>(); };
-  std::printf("device      %s: reads %.0f GB/s, multiplies bf16 at %.1f TFLOP/s\n",
+  std::printf("device      %s: reads %.0f GB/s, multiplies bf16 at %.3g TFLOP/s\n",
               r["device"].get<std::string>().c_str(), number(r, "read_gb_s"), number(r, "bf16_tflop_s"));
   std::printf("prefill     %.0f tokens/s, %.0f %% of what the products allow\n",
               number(r["prefill"], "tokens_per_second"), 100 * number(r["prefill"], "share_of_limit"));
@@ -159,13 +160,13 @@ Status bench(const Options& options) {
 
 }  // namespace
 
-Run add_bench(CLI::App& app) {
+Action add_bench(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "The model directory; it is not changed")->required();
   app.add_option("--device", options->device, "cpu, cuda, cuda:N or auto: the first GPU, if there is one")
       ->capture_default_str();
   app.add_option("--repeats", options->repeats, "Runs of each case; the fastest counts")
-      ->check(CLI::Range(1, 1000))
+      ->check(integer(1, 1000))
       ->capture_default_str();
   app.add_flag("--json", options->json, "Print one JSON line");
   return [options] {

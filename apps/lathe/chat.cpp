@@ -13,6 +13,7 @@
 #include "client.h"
 #include "commands.h"
 #include "line_editor.h"
+#include "value_checks.h"
 
 namespace lathe::cli {
 namespace {
@@ -36,7 +37,7 @@ constexpr const char* kHelp =
     "  /sync                make what was learned durable now\n"
     "  /quit                leave\n"
     "Arrow keys edit the line and bring back earlier ones. Ctrl-C stops an answer, or drops the line.\n"
-    "Twice, it leaves, as Ctrl-D does.\n";
+    "Pressed twice it leaves, as Ctrl-D does.\n";
 
 std::atomic<bool> stopped{false};
 
@@ -203,7 +204,7 @@ Status run_chat(const Options& options) {
 
 }  // namespace
 
-Run add_chat(CLI::App& app) {
+Action add_chat(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("--server", options->server, "Address of `lathe serve`")
       ->envname("LATHE_SERVER")
@@ -211,10 +212,10 @@ Run add_chat(CLI::App& app) {
   app.add_option("--api-key", options->api_key, "The server's key, if it has one")->envname("LATHE_API_KEY");
   app.add_option("--system", options->system, "System prompt: what the model is told before the conversation");
   app.add_option("--temperature", options->temperature, "0: always the likeliest token; 1: as the model predicts")
-      ->check(CLI::Range(0.0, 100.0))
+      ->check(number(0.0, 100.0))
       ->capture_default_str();
   app.add_option("--max-tokens", options->max_tokens, "Longest answer, in tokens")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(integer(1, 1 << 20))
       ->capture_default_str();
   app.add_flag("--no-history", options->no_history,
                "Keep no file of what was typed (~/.local/state/lathe/chat_history)");

@@ -39,18 +39,20 @@ struct Client::State {
             "no answer from " + url + " (" + httplib::to_string(error) + "); is `lathe serve` running there?"};
   }
 
-  static Error refused(int status, const std::string& body) {
+  Error refused(int status, const std::string& body) const {
     const Json json = Json::parse(body, nullptr, false);
     if (json.is_object() && json.contains("error") && json["error"].is_object())
       return invalid_argument(json["error"].value("message", body));
-    return internal("the server answered " + std::to_string(status));
+    return internal(url + " answered " + std::to_string(status) +
+                    ", and not as `lathe serve` does; is it another server?");
   }
 
   Result<Json> read(const httplib::Result& result) const {
     if (!result) return unreachable(result.error());
     if (result->status >= 400) return refused(result->status, result->body);
     Json json = Json::parse(result->body, nullptr, false);
-    if (json.is_discarded()) return internal("the server's answer is not JSON");
+    if (json.is_discarded())
+      return internal(url + " did not answer with JSON; is it another server than `lathe serve`?");
     return json;
   }
 };
@@ -96,7 +98,7 @@ Status Client::post_streaming(const std::string& path, const Json& body,
   const httplib::Result result = state_->http.send(request);
   if (!wanted) return {};
   if (!result) return state_->unreachable(result.error());
-  if (result->status >= 400) return State::refused(result->status, all);
+  if (result->status >= 400) return state_->refused(result->status, all);
   return {};
 }
 

@@ -13,25 +13,26 @@ class App;
 
 namespace lathe::cli {
 
-using Run = std::function<int()>;
+// What a command does once its options are parsed; the exit code.
+using Action = std::function<int()>;
 
-Run add_serve(CLI::App& app);   // torch
-Run add_attach(CLI::App& app);  // torch
-Run add_chat(CLI::App& app);
-Run add_learn(CLI::App& app);
-Run add_train(CLI::App& app);  // torch
-Run add_sync(CLI::App& app);
-Run add_log(CLI::App& app);
-Run add_inspect(CLI::App& app);  // torch
-Run add_verify(CLI::App& app);
-Run add_rollback(CLI::App& app);
-Run add_export(CLI::App& app);
-Run add_publish(CLI::App& app);
-Run add_push(CLI::App& app);
-Run add_receive(CLI::App& app);
-Run add_prune(CLI::App& app);
-Run add_doctor(CLI::App& app);  // torch
-Run add_bench(CLI::App& app);   // torch
-Run add_config(CLI::App& app);
+Action add_serve(CLI::App& app);   // torch
+Action add_attach(CLI::App& app);  // torch
+Action add_chat(CLI::App& app);
+Action add_learn(CLI::App& app);
+Action add_train(CLI::App& app);  // torch
+Action add_sync(CLI::App& app);
+Action add_log(CLI::App& app);
+Action add_inspect(CLI::App& app);  // torch
+Action add_verify(CLI::App& app);
+Action add_rollback(CLI::App& app);
+Action add_export(CLI::App& app);
+Action add_publish(CLI::App& app);
+Action add_push(CLI::App& app);
+Action add_receive(CLI::App& app);
+Action add_prune(CLI::App& app);
+Action add_doctor(CLI::App& app);  // torch
+Action add_bench(CLI::App& app);   // torch
+Action add_config(CLI::App& app);
 
 }  // namespace lathe::cli

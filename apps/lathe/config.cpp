@@ -5,7 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
-#include "settings_of.h"
+#include "read_settings.h"
+#include "value_checks.h"
 
 namespace lathe::cli {
 namespace {
@@ -46,7 +47,7 @@ int print(Options& options, config::Sources& sources) {
   for (const auto& entry : sources.entries()) {
     if (attaches || !is_of(vllm, entry.setting)) continue;
     if (entry.origin.source == config::Source::kFlag || entry.origin.source == config::Source::kFile) {
-      std::fprintf(stderr, "lathe config: %s: '%s' is a setting of `lathe attach`; say `lathe config print attach`\n",
+      std::fprintf(stderr, "lathe config: %s: '%s' is a setting of `lathe attach`; use `lathe config print attach`\n",
                    entry.origin.where.c_str(), entry.setting.name.c_str());
       return 2;
     }
@@ -66,20 +67,12 @@ int print(Options& options, config::Sources& sources) {
 
 }  // namespace
 
-bool read_settings(const char* command, config::Sources& sources) {
-  const Status read = sources.read();
-  for (const std::string& warning : sources.warnings())
-    std::fprintf(stderr, "lathe %s: warning: %s\n", command, warning.c_str());
-  if (!read.ok()) std::fprintf(stderr, "lathe %s: %s\n", command, read.error().message.c_str());
-  return read.ok();
-}
-
-Run add_config(CLI::App& app) {
+Action add_config(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App* const shows = app.add_subcommand("print", "Print each setting and where its value comes from");
   app.require_subcommand(1);
   shows->add_option("COMMAND", options->command, "Whose settings: serve or attach")
-      ->check(CLI::IsMember({"serve", "attach"}))
+      ->check(one_of({"serve", "attach"}))
       ->capture_default_str();
   shows->add_flag("--json", options->json, "Print them as JSON");
   std::vector<config::Setting> table = config::server_settings(options->settings);

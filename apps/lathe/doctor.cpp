@@ -118,9 +118,9 @@ class Doctor {
       }
     }
     findings_.push_back({"weights", missing.empty(),
-                         missing.empty()
-                             ? std::to_string(dir.shards().size()) + " shards, " + mebibytes(bytes)
-                             : "tensor " + missing + " is missing or has another shape than config.json calls for"});
+                         missing.empty() ? std::to_string(dir.shards().size()) + " shards, " + mebibytes(bytes)
+                                         : "tensor " + missing +
+                                               " is missing or has a different shape from what config.json calls for"});
     findings_.push_back(
         {"symbolic links", !links,
          links
@@ -277,7 +277,7 @@ class VllmDoctor {
 
 }  // namespace
 
-Run add_doctor(CLI::App& app) {
+Action add_doctor(CLI::App& app) {
   struct Options {
     daemon::AttachOptions where;  // its directory is also that of a model alone
     bool json = false;

@@ -8,6 +8,7 @@
 #include "commands.h"
 #include "progress_bar.h"
 #include "report.h"
+#include "value_checks.h"
 
 namespace lathe::cli {
 namespace {
@@ -31,10 +32,10 @@ Result<Json> export_version(const Options& options) {
 
 }  // namespace
 
-Run add_export(CLI::App& app) {
+Action add_export(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "The model directory; its server may be running")->required();
-  app.add_option("VERSION", options->version, "The version (`lathe log`)")->required()->check(CLI::NonNegativeNumber);
+  app.add_option("VERSION", options->version, "The version (`lathe log`)")->required()->check(integer(0));
   app.add_option("DIR", options->target, "The directory to make: complete, with that version's weights")->required();
   app.add_flag("--json", options->json, "Print the result as JSON");
   return [options] {

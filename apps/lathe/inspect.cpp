@@ -253,7 +253,7 @@ void print(const Json& out) {
 
 }  // namespace
 
-Run add_inspect(CLI::App& app) {
+Action add_inspect(CLI::App& app) {
   struct Options {
     std::string path;
     bool json = false;

@@ -5,6 +5,7 @@
 
 #include "client.h"
 #include "commands.h"
+#include "value_checks.h"
 
 namespace lathe::cli {
 namespace {
@@ -33,21 +34,20 @@ Result<nlohmann::ordered_json> teach(const Options& options) {
 
 }  // namespace
 
-Run add_learn(CLI::App& app) {
+Action add_learn(CLI::App& app) {
   const auto options = std::make_shared<Options>();
-  const auto not_empty = [](const std::string& text) { return text.empty() ? "must not be empty" : ""; };
-  auto* question = app.add_option("QUESTION", options->question, "What a user asks")->check(not_empty);
+  auto* question = app.add_option("QUESTION", options->question, "What a user asks")->check(not_empty());
   app.add_option("--completion", options->completion, "Instead of a question: the id of an answer that was given")
-      ->check(not_empty)
+      ->check(not_empty())
       ->excludes(question);
-  app.add_option("--answer", options->answer, "What the model should answer")->required()->check(not_empty);
+  app.add_option("--answer", options->answer, "What the model should answer")->required()->check(not_empty());
   app.add_option("--system", options->system, "System prompt of the conversation")->needs(question);
   app.add_option("--server", options->server, "Address of `lathe serve`")
       ->envname("LATHE_SERVER")
       ->capture_default_str();
   app.add_option("--api-key", options->api_key, "The server's key, if it has one")->envname("LATHE_API_KEY");
-  app.add_option("--lr", options->learning_rate, "Learning rate (default: the server's)")->check(CLI::Range(1e-9, 1.0));
-  app.add_option("--steps", options->steps, "Steps at most (default: the server's)")->check(CLI::Range(1, 10000));
+  app.add_option("--lr", options->learning_rate, "Learning rate (default: the server's)")->check(number(1e-9, 1.0));
+  app.add_option("--steps", options->steps, "Steps at most (default: the server's)")->check(integer(1, 10000));
   app.add_flag("--json", options->json, "Print the server's answer as JSON");
   return [options] {
     if (options->question.empty() && options->completion.empty()) {
@@ -65,7 +65,8 @@ Run add_learn(CLI::App& app) {
       std::printf("nothing to do: the loss is %.3f already; version %ld\n", result->value("loss_before", 0.0),
                   static_cast<long>(result->value("version", 0)));
     } else if (result->value("status", "") == "not_learned") {
-      std::fprintf(stderr, "not learned: loss %.3f -> %.3f in %ld steps, version %ld; `lathe rollback` undoes it\n",
+      std::fprintf(stderr,
+                   "not learned: loss %.3f -> %.3f in %ld steps, version %ld; `lathe rollback MODEL_DIR` undoes it\n",
                    result->value("loss_before", 0.0), result->value("loss_after", 0.0),
                    static_cast<long>(result->value("steps", 0)), static_cast<long>(result->value("version", 0)));
       return 1;

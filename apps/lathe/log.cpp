@@ -68,7 +68,7 @@ void print(const Json& log) {
 
 }  // namespace
 
-Run add_log(CLI::App& app) {
+Action add_log(CLI::App& app) {
   struct Options {
     std::string directory;
     bool json = false;

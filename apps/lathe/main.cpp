@@ -11,7 +11,7 @@
 
 namespace {
 
-using Add = lathe::cli::Run (*)(CLI::App&);
+using Add = lathe::cli::Action (*)(CLI::App&);
 struct Command {
   const char *name, *help;
   Add add;
@@ -80,6 +80,28 @@ int no_such_command(const std::string& word) {
   return 2;
 }
 
+// What people type instead of the flags: `lathe help`, `lathe help serve`, `lathe version`.
+std::vector<std::string> words_of(int argc, char** argv) {
+  std::vector<std::string> words(argv + 1, argv + argc);
+  if (words.empty()) return words;
+  if (words[0] == "version" && words.size() == 1) words[0] = "--version";
+  if (words[0] == "help") {
+    words.erase(words.begin());
+    words.resize(std::min<size_t>(words.size(), 1));
+    words.push_back("--help");
+  }
+  return words;
+}
+
+// A name that is empty, as of a variable that was not set, never names anything. Returns it, or nothing.
+std::string empty_argument(const CLI::App& command) {
+  for (const CLI::Option* option : command.get_options()) {
+    const auto& given = option->results();
+    if (option->get_positional() && std::find(given.begin(), given.end(), "") != given.end()) return option->get_name();
+  }
+  return "";
+}
+
 bool is_command(const std::string& word) {
   return std::any_of(std::begin(kCommands), std::end(kCommands), [&](const Command& c) { return word == c.name; });
 }
@@ -92,20 +114,27 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", LATHE_VERSION);
   app.require_subcommand(1);
   app.failure_message(usage_error);
-  std::map<CLI::App*, lathe::cli::Run> runs;
+  std::map<CLI::App*, lathe::cli::Action> actions;
   for (const Command& command : kCommands) {
     CLI::App* sub = app.add_subcommand(command.name, command.help);
-    runs[sub] = command.add(*sub);
+    actions[sub] = command.add(*sub);
   }
-  if (argc < 2) {
+  std::vector<std::string> words = words_of(argc, argv);
+  if (words.empty()) {
     std::fprintf(stderr, "%s\nlathe: name a command\n", app.help().c_str());
     return 2;
   }
-  if (const std::string word = argv[1]; !word.starts_with('-') && !is_command(word)) return no_such_command(word);
+  if (!words[0].starts_with('-') && !is_command(words[0])) return no_such_command(words[0]);
+  std::reverse(words.begin(), words.end());  // as the library takes them
   try {
-    app.parse(argc, argv);
+    app.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  return runs.at(app.get_subcommands().front())();
+  CLI::App* const command = app.get_subcommands().front();
+  if (const std::string name = empty_argument(*command); !name.empty()) {
+    std::fprintf(stderr, "lathe %s: %s must not be empty\n", command->get_name().c_str(), name.c_str());
+    return 2;
+  }
+  return actions.at(command)();
 }

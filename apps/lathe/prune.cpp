@@ -10,6 +10,7 @@
 #include "commands.h"
 #include "progress_bar.h"
 #include "report.h"
+#include "value_checks.h"
 
 namespace lathe::cli {
 namespace {
@@ -38,17 +39,17 @@ Result<Json> prune(const Options& options) {
 
 }  // namespace
 
-Run add_prune(CLI::App& app) {
+Action add_prune(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "The model directory; its server may be running")->required();
   app.add_option("--all-hours", options->retention.all_hours, "Keep every version younger than this")
-      ->check(CLI::NonNegativeNumber)
+      ->check(integer(0))
       ->capture_default_str();
   app.add_option("--hourly-hours", options->retention.hourly_hours, "Then one an hour until this age")
-      ->check(CLI::NonNegativeNumber)
+      ->check(integer(0))
       ->capture_default_str();
   app.add_option("--daily-days", options->retention.daily_days, "Then one a day until this age; then one a week")
-      ->check(CLI::NonNegativeNumber)
+      ->check(integer(0))
       ->capture_default_str();
   app.add_flag("--dry-run", options->dry_run, "Say what would be removed");
   app.add_flag("--json", options->json, "Print the result as JSON");
@@ -58,9 +59,11 @@ Run add_prune(CLI::App& app) {
         "prune", options->json, [&] { return prune(*options); },
         [&](const Json& done) {
           if (done["kept"] == 0) return void(std::printf("%s has no history yet\n", options->directory.c_str()));
-          std::printf("%s %zu versions, %ld kept; deltas %s -> %s\n", options->dry_run ? "would remove" : "removed",
-                      done["removed"].size(), static_cast<long>(done["kept"]), mebibytes(done["bytes_before"]).c_str(),
-                      options->dry_run ? "?" : mebibytes(done["bytes_after"]).c_str());
+          const size_t removed = done["removed"].size();
+          std::printf("%s %zu version%s, %s %ld; deltas %s", options->dry_run ? "would remove" : "removed", removed,
+                      removed == 1 ? "" : "s", options->dry_run ? "keep" : "kept", static_cast<long>(done["kept"]),
+                      mebibytes(done["bytes_before"]).c_str());
+          std::printf(options->dry_run ? " now\n" : " -> %s\n", mebibytes(done["bytes_after"]).c_str());
         });
   };
 }

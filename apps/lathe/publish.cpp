@@ -8,6 +8,7 @@
 #include "commands.h"
 #include "progress_bar.h"
 #include "report.h"
+#include "value_checks.h"
 
 namespace lathe::cli {
 namespace {
@@ -35,14 +36,14 @@ Result<Json> publish(const Options& options) {
 
 }  // namespace
 
-Run add_publish(CLI::App& app) {
+Action add_publish(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "The model directory; its server may be running")->required();
   app.add_option("LINK", options->link,
                  "What readers load: becomes a symbolic link to a complete, unchanging directory in LINK.generations")
       ->required();
   app.add_option("--keep", options->publish.keep, "Generations to keep, this one included")
-      ->check(CLI::Range(1, 100000))
+      ->check(integer(1, 100000))
       ->capture_default_str();
   app.add_flag("--copy", options->publish.copy, "Copy the shards instead of linking them");
   app.add_flag("--json", options->json, "Print the result as JSON");
@@ -50,7 +51,7 @@ Run add_publish(CLI::App& app) {
     return report(
         "publish", options->json, [&] { return publish(*options); },
         [&](const Json& done) {
-          std::printf("%s now leads to version %ld: %s\n", options->link.c_str(), static_cast<long>(done["version"]),
+          std::printf("%s now points to version %ld: %s\n", options->link.c_str(), static_cast<long>(done["version"]),
                       done["directory"].get<std::string>().c_str());
         });
   };

@@ -40,7 +40,7 @@ Result<Json> push(const Options& options) {
 
 }  // namespace
 
-Run add_push(CLI::App& app) {
+Action add_push(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "The model directory; its server may be running")->required();
   app.add_option("DEST", options->destination,
@@ -59,7 +59,7 @@ Run add_push(CLI::App& app) {
   };
 }
 
-Run add_receive(CLI::App& app) {
+Action add_receive(CLI::App& app) {
   const auto directory = std::make_shared<std::string>();
   app.add_option("MODEL_DIR", *directory, "The copy")->required();
   return [directory] {

@@ -9,6 +9,7 @@
 #include "history/sync.h"
 #include "progress_bar.h"
 #include "report.h"
+#include "value_checks.h"
 
 namespace lathe::cli {
 namespace {
@@ -42,16 +43,16 @@ Result<Json> roll_back(const Options& options) {
 
 }  // namespace
 
-Run add_rollback(CLI::App& app) {
+Action add_rollback(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory,
-                 "The model directory; of a running server, the live weights go back too")
+                 "The model directory; if a server is running on it, its live weights go back too")
       ->required();
   auto* version = app.add_option("VERSION", options->version,
                                  "Whose weights to put back (`lathe log`); default: the last lesson is undone, then "
                                  "the one before it")
-                      ->check(CLI::NonNegativeNumber);
-  app.add_flag("--redo", options->redo, "Take the latest rollback back instead")->excludes(version);
+                      ->check(integer(0));
+  app.add_flag("--redo", options->redo, "Undo the latest rollback instead")->excludes(version);
   app.add_option("--api-key", options->api_key, "Key of the running server, if any")->envname("LATHE_API_KEY");
   app.add_flag("--materialize", options->materialize, "Replace shards that are symbolic links by copies first");
   app.add_flag("--json", options->json, "Print the result as JSON");
@@ -62,7 +63,7 @@ Run add_rollback(CLI::App& app) {
           std::printf("%s now holds version %ld, with the weights of version %ld%s\n", options->directory.c_str(),
                       static_cast<long>(result.value("version", int64_t{0})),
                       static_cast<long>(result.value("restores", int64_t{0})),
-                      options->redo ? "" : "; --redo takes this back");
+                      options->redo ? "" : "; --redo reverses this");
         });
   };
 }

@@ -7,7 +7,7 @@
 #include "delta/paths.h"
 #include "http/address.h"
 #include "model/model.h"
-#include "settings_of.h"
+#include "read_settings.h"
 
 namespace lathe::cli {
 namespace {
@@ -24,7 +24,7 @@ Status check(const std::string& directory) {
 
 }  // namespace
 
-Run add_serve(CLI::App& app) {
+Action add_serve(CLI::App& app) {
   struct Options {
     std::string directory;
     config::Settings settings;

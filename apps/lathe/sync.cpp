@@ -10,6 +10,7 @@
 #include "commands.h"
 #include "progress_bar.h"
 #include "report.h"
+#include "value_checks.h"
 
 namespace lathe::cli {
 namespace {
@@ -74,7 +75,7 @@ void print(const Json& result) {
 
 }  // namespace
 
-Run add_sync(CLI::App& app) {
+Action add_sync(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "The model directory; without it, the one that --server serves");
   app.add_option("--from", options->from,
@@ -84,7 +85,7 @@ Run add_sync(CLI::App& app) {
   app.add_option("--api-key", options->api_key, "The server's key, if it has one")->envname("LATHE_API_KEY");
   app.add_option("--note", options->note, "A line for `lathe log`");
   app.add_flag("--materialize", options->materialize, "Replace shards that are symbolic links by copies first");
-  app.add_option("--threads", options->threads, "Threads; 0: one per core")->check(CLI::Range(0, 1024));
+  app.add_option("--threads", options->threads, "Threads; 0: one per core")->check(integer(0, 1024));
   app.add_flag("--json", options->json, "Print the result as JSON");
   app.callback([options] {
     if (!options->from.empty() && options->directory.empty()) throw CLI::RequiredError("MODEL_DIR");

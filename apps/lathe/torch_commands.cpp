@@ -41,12 +41,12 @@ int become(const CLI::App& command) {
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
   ::execv(program.c_str(), arguments.data());
-  std::fprintf(stderr, "lathe: cannot start %s: %s; `lathe %s` needs it beside lathe\n", program.c_str(),
+  std::fprintf(stderr, "lathe: cannot start %s: %s; `lathe %s` needs it in the same folder\n", program.c_str(),
                std::strerror(errno), command.get_name().c_str());
   return 1;
 }
 
-Run hand_over(CLI::App& app) {
+Action hand_over(CLI::App& app) {
   app.set_help_flag();
   app.prefix_command();
   return [&app] { return become(app); };
@@ -54,22 +54,22 @@ Run hand_over(CLI::App& app) {
 
 }  // namespace
 
-Run add_serve(CLI::App& app) {
+Action add_serve(CLI::App& app) {
   return hand_over(app);
 }
-Run add_attach(CLI::App& app) {
+Action add_attach(CLI::App& app) {
   return hand_over(app);
 }
-Run add_train(CLI::App& app) {
+Action add_train(CLI::App& app) {
   return hand_over(app);
 }
-Run add_inspect(CLI::App& app) {
+Action add_inspect(CLI::App& app) {
   return hand_over(app);
 }
-Run add_doctor(CLI::App& app) {
+Action add_doctor(CLI::App& app) {
   return hand_over(app);
 }
-Run add_bench(CLI::App& app) {
+Action add_bench(CLI::App& app) {
   return hand_over(app);
 }
 

@@ -44,9 +44,9 @@ void print_outcome(const TrainOptions& options, const train::RunOutcome& outcome
   } else if (outcome.end == End::kDone) {
     std::printf(
         "done after %ld of %ld steps: %s holds version %ld, the weights of step %ld (%.1f MiB of changes); "
-        "`lathe rollback` undoes it\n",
+        "`lathe rollback %s` undoes it\n",
         static_cast<long>(outcome.steps), static_cast<long>(planned), directory, static_cast<long>(outcome.version),
-        static_cast<long>(outcome.installed), static_cast<double>(outcome.delta_bytes) / (1 << 20));
+        static_cast<long>(outcome.installed), static_cast<double>(outcome.delta_bytes) / (1 << 20), directory);
   } else if (outcome.end == End::kNoBetter) {
     std::printf(
         "stopped after %ld of %ld steps: no evaluation was better than the one before the first step; %s is "
@@ -157,13 +157,13 @@ Result<train::RunOutcome> execute(io::Env& env, const TrainOptions& options, con
                          options.verbose ? step_limits(run, loaded, training, settings.step) : StepLimits());
   Observers observers;
   observers.add(&progress);
-  progress.begin();
   std::unique_ptr<train::Report> report;
   if (!options.report.empty() && !run.was_done()) {
     report = LATHE_TRY(train::Report::begin(env, options.report, about(options, settings, run, *loaded.store),
                                             run.state(), [&](const std::string& m) { progress.warned(m); }));
     observers.add(report.get());
   }
+  progress.begin();
   const auto outcome = run.execute(observers, [] { return interrupted.load(); });
   if (report) report->finish();
   return outcome;
@@ -201,7 +201,7 @@ Result<bool> train(const TrainOptions& options) {
 
 }  // namespace
 
-Run add_train(CLI::App& app) {
+Action add_train(CLI::App& app) {
   const auto options = std::make_shared<TrainOptions>();
   add_train_options(app, *options);
   return [options] {

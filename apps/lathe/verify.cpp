@@ -8,6 +8,7 @@
 #include "history/export.h"
 #include "progress_bar.h"
 #include "report.h"
+#include "value_checks.h"
 
 namespace lathe::cli {
 namespace {
@@ -47,7 +48,7 @@ void print(const Json& checked) {
 
 }  // namespace
 
-Run add_verify(CLI::App& app) {
+Action add_verify(CLI::App& app) {
   struct Options {
     std::string directory;
     int threads = 0;
@@ -55,7 +56,7 @@ Run add_verify(CLI::App& app) {
   };
   const auto options = std::make_shared<Options>();
   app.add_option("MODEL_DIR", options->directory, "The model directory")->required();
-  app.add_option("--threads", options->threads, "Threads; 0: one per core")->check(CLI::Range(0, 1024));
+  app.add_option("--threads", options->threads, "Threads; 0: one per core")->check(integer(0, 1024));
   app.add_flag("--json", options->json, "Print what was found as JSON");
   app.footer(
       "Exit codes: 0 everything is what the history says, or there is none yet; 1 something is damaged, or could not "

@@ -33,7 +33,7 @@ def other_side(delta, tile, known, forward=True):
     if found == reached:
         return bytes(known)
     if found != left:
-        raise Conflict(f"{delta.describe(tile)} has other bytes than the delta was made from")
+        raise Conflict(f"{delta.describe(tile)} has different bytes from those the delta was made from")
     try:
         out = decode_payload(delta.files[tile.file].tile_parts(tile.tile), known, delta.payload(tile), forward, delta.format)
     except Corrupt as error:

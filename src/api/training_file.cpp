@@ -46,7 +46,7 @@ Result<TrainingFile> read_training_file(const std::string& path, TrainingFormat 
       LATHE_TRY(add(pair.rejected).at(where + ": non_preferred_output"));
     }
   }
-  if (file.bad()) return Error{Code::kIo, "cannot read " + path};
+  if (file.bad()) return Error{Code::kIo, "cannot read " + path + "; is it a directory?"};
   if (out.examples.empty()) return invalid_argument(path + " has no examples");
   out.hash = hash.finish().hex();
   return out;

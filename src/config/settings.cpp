@@ -171,7 +171,7 @@ std::vector<Setting> server_settings(Settings& s) {
        "How long a change may wait until it is durable (with history=lesson: within one lesson); 0: on demand, at "
        "shutdown, and before the next lesson only",
        &s.sync_seconds, 0, kMost},
-      {"lesson-memory", learning, "MiB that a lesson may take beside the model, by estimate; 0: what is free",
+      {"lesson-memory", learning, "MiB that a lesson may take in addition to the model, by estimate; 0: what is free",
        &s.lesson_memory, 0, 1 << 30},
       {"materialize", learning,
        "Replace shards that are symbolic links (a Hugging Face cache) by copies at the first sync", &s.materialize},

@@ -43,7 +43,7 @@ struct Settings {
   int64_t max_learning = 16;        // jobs queued; beyond, 429
   std::string history = "lesson";   // what can be undone by itself: every lesson, or the lessons of an interval
   int64_t sync_seconds = 600;       // how long a change may wait to become durable (teach/teacher.h)
-  int64_t lesson_memory = 0;        // MiB that a lesson may take beside the model; 0: what is free
+  int64_t lesson_memory = 0;        // MiB that a lesson may take in addition to the model; 0: what is free
   bool materialize = false;         // replace shards that are symbolic links by copies, instead of refusing to sync
 };
 

@@ -42,7 +42,7 @@ std::optional<std::string> text_of(const toml::node& node) {
 Status set_list(const Setting& setting, const toml::array& array) {
   std::vector<std::string> items;
   for (const toml::node& node : array) {
-    if (!node.is_string()) return invalid_argument("must be a list of texts in double quotes");
+    if (!node.is_string()) return invalid_argument("must be a list of strings in double quotes");
     items.push_back(node.as_string()->get());
   }
   return setting.set(items);
@@ -54,8 +54,8 @@ Status set_from_file(const Setting& setting, const toml::node& node) {
   const bool wants_text = list || std::holds_alternative<std::string*>(setting.value);
   const auto text = text_of(node);
   if (!text) return invalid_argument("must be one value");
-  if (wants_text && !node.is_string()) return invalid_argument("is a text: write it in double quotes");
-  if (!wants_text && node.is_string()) return invalid_argument("is not a text: write it without quotes");
+  if (wants_text && !node.is_string()) return invalid_argument("is a string: put it in double quotes");
+  if (!wants_text && node.is_string()) return invalid_argument("is not a string: write it without quotes");
   return list ? setting.set(std::vector<std::string>{*text}) : setting.set(*text);
 }
 
@@ -100,7 +100,7 @@ Status Sources::read_file(const std::string& path) {
   const auto at = [&](const toml::source_region& source) { return path + ":" + std::to_string(source.begin.line); };
   if (!parsed) {
     return invalid_argument(at(parsed.error().source()) + ": " + std::string(parsed.error().description()) +
-                            "; a line is `name = value`, with texts in double quotes");
+                            "; a line is `name = value`, with strings in double quotes");
   }
   bool secret = false;
   for (const auto& [key, node] : parsed.table()) {

@@ -216,7 +216,7 @@ Result<std::vector<std::byte>> DeltaReader::payload(const DeltaTile& tile) const
 Status DeltaReader::decode(const DeltaTile& tile, codec::Direction direction, std::span<const std::byte> known,
                            std::span<std::byte> out) const {
   if (hash_tile(known) != (direction == codec::Direction::kForward ? tile.before : tile.after))
-    return conflict(describe(tile.id) + " has other bytes than the delta was made from");
+    return conflict(describe(tile.id) + " has different bytes from those the delta was made from");
   return decode_known(tile, direction, known, out);
 }
 
@@ -225,7 +225,7 @@ Status DeltaReader::decode_known(const DeltaTile& tile, codec::Direction directi
   const FileLayout& layout = files_[tile.id.file];
   const uint64_t size = tile_range(layout, tile.id.tile).size;
   if (known.size() != size || out.size() != size)
-    return invalid_argument(describe(tile.id) + " was given another number of bytes");
+    return invalid_argument(describe(tile.id) + " was given a different number of bytes");
   const std::vector<std::byte> bytes = LATHE_TRY(payload(tile));
   auto codec = codecs_->take();
   const Status done = codec->decode(tile_parts(layout, tile.id.tile), direction, known, bytes, out, format_);
@@ -248,7 +248,7 @@ Result<WeightState> DeltaReader::follow(const WeightState& state, codec::Directi
   for (const DeltaTile& tile : tiles_) {
     Hash128& hash = next.files[tile.id.file].tiles[tile.id.tile];
     if (hash != (forward ? tile.before : tile.after))
-      return conflict(describe(tile.id) + " has other bytes than the delta was made from");
+      return conflict(describe(tile.id) + " has different bytes from those the delta was made from");
     hash = forward ? tile.after : tile.before;
   }
   if (state.root() != leaves)

@@ -115,7 +115,7 @@ Result<Encoded> DeltaWriter::Impl::encode(TileId id, const TileLoader& load, Wor
   worker.make_room(size);
   const TileBytes bytes = LATHE_TRY(load(id, worker.before, worker.after));
   if (bytes.before.size() != size || bytes.after.size() != size)
-    return invalid_argument(state.describe(id) + " was given another number of bytes");
+    return invalid_argument(state.describe(id) + " was given a different number of bytes");
   const auto [hash_before, hash_after] = hash_tiles(bytes.before, bytes.after);
   Encoded encoded{.tile = {.id = id, .before = hash_before, .after = hash_after}};
   if (encoded.tile.before != tile_file.tiles[id.tile])

@@ -16,9 +16,23 @@ Status check_model_directory(io::Env& env, const std::string& directory) {
                    "directory?");
 }
 
+namespace {
+
+Status refuse_generation(io::Env& env, std::string directory) {
+  while (directory.size() > 1 && directory.ends_with('/')) directory.pop_back();
+  if (LATHE_TRY(env.stat(directory)).is_symlink) directory = LATHE_TRY(env.read_link(directory));
+  if (!io::parent_directory(directory).ends_with(kGenerations)) return {};
+  return invalid_argument(directory +
+                          " is a published generation, which must not change; name the model directory that it was "
+                          "published from");
+}
+
+}  // namespace
+
 Result<std::unique_ptr<io::FileLock>> lock_directory(io::Env& env, const std::string& directory) {
   const Paths paths(directory);
   LATHE_TRY(check_model_directory(env, directory));
+  LATHE_TRY(refuse_generation(env, directory));
   LATHE_TRY(env.create_directories(paths.lathe));
   auto lock = env.lock(paths.owner_lock, io::IfLocked::kFail);
   if (!lock.ok() && lock.error().code == Code::kConflict) {

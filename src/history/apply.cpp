@@ -58,7 +58,7 @@ Status enough(io::Env& env, const delta::Paths& paths, uint64_t needed) {
   if (free >= needed) return {};
   return Error{Code::kIo,
                "the disk of " + paths.directory + " has " + mebibytes(free) +
-                   " free; bringing the shards up to date needs " + mebibytes(needed) + " beside the old files",
+                   " free; bringing the shards up to date needs " + mebibytes(needed) + " next to the old files",
                ENOSPC};
 }
 

@@ -179,8 +179,8 @@ Status History::set(Applied head, std::vector<DeltaFile> deltas) {
 Error unwritable(const std::string& directory, const Error& error) {
   if (error.native != EACCES && error.native != EROFS) return error;
   return {Code::kUnavailable, directory +
-                                  " must be put in order first, because a sync or a prune was interrupted; `lathe "
-                                  "verify` by a user who may write does that (" +
+                                  " needs recovery first, because a sync or a prune was interrupted; run `lathe "
+                                  "verify` as a user who may write (" +
                                   error.message + ")"};
 }
 

@@ -18,7 +18,7 @@ Result<Journal> parse(std::span<const std::byte> bytes) {
   auto checksum = bytes.last(sizeof(uint64_t));
   if (checksum64(left) != LATHE_TRY(codec::take<uint64_t>(checksum))) return corruption("its checksum is wrong");
   const auto magic = LATHE_TRY(codec::take_bytes(left, kMagic.size()));
-  if (std::memcmp(magic.data(), kMagic.data(), kMagic.size()) != 0) return corruption("it is no journal");
+  if (std::memcmp(magic.data(), kMagic.data(), kMagic.size()) != 0) return corruption("it is not a journal");
   if (LATHE_TRY(codec::take<uint32_t>(left)) != kFormat) return unsupported("it is of another version of lathe");
   Journal journal;
   journal.file = LATHE_TRY(codec::take_text(left));

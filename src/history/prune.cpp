@@ -83,7 +83,7 @@ Status write_merged(io::Env& env, const History& history, const std::vector<Delt
   }
   const delta::DeltaReport report = LATHE_TRY(writer.finish());
   if (report.info.to_root != last->info().to_root)
-    return internal("a merged delta ends with another state than its parts");
+    return internal("a merged delta ends with a different state from its parts");
   LATHE_TRY(file->sync());
   return file->close();
 }

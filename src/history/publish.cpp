@@ -33,7 +33,7 @@ class Publisher {
       : env_(env),
         history_(history),
         link_(std::move(link)),
-        generations_(link_ + ".generations"),
+        generations_(link_ + delta::kGenerations),
         name_(generation_name(history.head().version)),
         options_(options) {}
 
@@ -56,7 +56,7 @@ class Publisher {
     const auto found = env_.stat(link_);
     if (!found.ok()) return found.error().code == Code::kNotFound ? Status() : Status(found.error());
     if (found->is_symlink) return {};
-    return invalid_argument(link_ + " exists and is no symbolic link; name a path that does not exist yet");
+    return invalid_argument(link_ + " exists and is not a symbolic link; name a path that does not exist yet");
   }
 
   Status remove_litter() {

@@ -33,7 +33,7 @@ struct PublishReport {
   int64_t removed = 0;             // generations
 };
 
-// Publishes the version the shards hold. kInvalidArgument if `link` exists and is no symbolic link.
+// Publishes the version the shards hold. kInvalidArgument if `link` exists and is not a symbolic link.
 Result<PublishReport> publish(io::Env& env, const History& history, const std::string& link,
                               const PublishOptions& options = {});
 

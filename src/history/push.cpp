@@ -36,7 +36,7 @@ Result<DeltaFile> accept(io::Env& env, const History& history, const std::string
   if (info.from_root != head.state.root() || (info.from_version != head.version && !history.deltas().empty())) {
     return Error{Code::kConflict, "the delta leads from version " + std::to_string(info.from_version) + ", but " +
                                       paths.directory + " holds version " + std::to_string(head.version) +
-                                      ": it has gone its own way"};
+                                      ": it has diverged from this history"};
   }
   LATHE_TRY(delta.follow(head.state, codec::Direction::kForward));  // its tiles are those of the files here
   LATHE_TRY(check_room(env, paths, delta, options));

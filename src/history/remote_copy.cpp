@@ -120,14 +120,17 @@ Status RemoteCopy::finish() {
 
 bool is_remote(const std::string& destination) {
   const size_t colon = destination.find(':');
-  return colon != std::string::npos && colon > 0 && destination.find('/') > colon;
+  return colon != std::string::npos && destination.find('/') > colon;
 }
 
 Result<CopyState> push_remote(io::Env& env, const std::string& directory, const std::string& destination,
                               const Remote& remote, const ApplyOptions& options) {
+  const size_t colon = destination.find(':');
+  if (colon == 0)
+    return invalid_argument("'" + destination + "' names no host before the colon; write HOST:DIRECTORY, or ./" +
+                            destination + " for a directory of that name");
   const auto lock = LATHE_TRY(delta::lock_history(env, directory));
   const History history = LATHE_TRY(History::open(env, directory, options));
-  const size_t colon = destination.find(':');
   auto copy = LATHE_TRY(
       RemoteCopy::connect(remote.ssh, destination.substr(0, colon), remote.lathe, destination.substr(colon + 1)));
   for (const DeltaFile& delta : LATHE_TRY(deltas_for(history, copy.state()))) {

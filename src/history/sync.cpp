@@ -245,8 +245,8 @@ Result<DirectoryTensors> DirectoryTensors::open(io::Env& env, const std::string&
       const delta::TensorInfo* other = out.dir_.find(info.name);
       if (!other) return invalid_argument(directory + " has no tensor " + info.name + ", which " + like + " has");
       if (other->dtype != info.dtype || other->shape != info.shape) {
-        return invalid_argument("tensor " + info.name + " has another shape or dtype in " + directory + " than in " +
-                                like);
+        return invalid_argument("tensor " + info.name + " has a different shape or dtype in " + directory +
+                                " than in " + like);
       }
     }
   }

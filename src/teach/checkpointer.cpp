@@ -64,7 +64,7 @@ Result<store::Lost> Checkpointer::settle() {
 
 void Checkpointer::lose() {
   const auto lost = settle();
-  if (!lost.ok()) log::error("the store does not know what was lost: " + lost.error().message);
+  if (!lost.ok()) log::error("what was lost cannot be looked up in the store: " + lost.error().message);
 }
 
 Result<Moved> Checkpointer::sync() {
@@ -141,7 +141,7 @@ Error Checkpointer::keep(const Error& why) {
   const int64_t directory = versions_.durable(), kept = versions_.kept();
   const Status added = store_.add_version({.version = kept, .kind = "adopt"});
   if (!added.ok())
-    log::error("the store does not know of version " + std::to_string(kept) + ": " + added.error().message);
+    log::error("the store has no record of version " + std::to_string(kept) + ": " + added.error().message);
   return why.at("the directory was rolled back as version " + std::to_string(directory) +
                 ", but the served weights stay what they were, as version " + std::to_string(kept) +
                 ": roll back again, or sync to make the directory follow them");

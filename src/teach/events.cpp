@@ -1,17 +1,14 @@
 #include "teach/events.h"
 
 #include "base/log.h"
+#include "base/units.h"
 
 namespace lathe::teach {
 namespace {
 
-std::string megabytes(uint64_t bytes) {
-  return std::to_string(bytes / 1'000'000) + " MB";
-}
-
 std::string text_of(const Synced& synced) {
-  return megabytes(synced.delta_bytes) + " durable in " + std::to_string(synced.durable_seconds) + " s, " +
-         megabytes(synced.bytes_written) + " of shards in " + std::to_string(synced.seconds) + " s";
+  return mebibytes(synced.delta_bytes) + " durable in " + decimal(synced.durable_seconds) + " s, " +
+         mebibytes(synced.bytes_written) + " of shards in " + decimal(synced.seconds) + " s";
 }
 
 std::string list_of(const std::vector<int64_t>& versions) {
@@ -42,8 +39,7 @@ struct Logger {
     const std::string head = finished.job + " " + std::string(state_name(finished.outcome.state));
     if (finished.outcome.error) return log::warning(head + ": " + finished.outcome.error->message);
     log::info(head + ": version " + std::to_string(l.version) + ", " + std::to_string(l.steps) + " steps, loss " +
-              std::to_string(l.loss_before) + " -> " + std::to_string(l.loss_after) + " in " +
-              std::to_string(l.seconds) + " s");
+              decimal(l.loss_before, 3) + " -> " + decimal(l.loss_after, 3) + " in " + decimal(l.seconds) + " s");
   }
 };
 

@@ -15,7 +15,7 @@ Result<std::string> Server::socket_path() const {
     return not_found(
         "the server at " + url +
         " has no plugin of Lathe; install python/lathe_vllm there and start it with VLLM_PLUGINS=lathe (versions "
-        "before 0.26: run `python -m lathe_vllm` beside it and name its --socket)");
+        "before 0.26: run `python -m lathe_vllm` next to it and name its --socket)");
   }
   if (reply.status != 200 || !json.is_object() || !json.contains("socket") || !json["socket"].is_string())
     return invalid_argument(url + "/lathe answered " + std::to_string(reply.status) + ", and not as lathe-vllm does");
@@ -46,7 +46,8 @@ Result<std::vector<text::TokenId>> Server::tokenize(std::span<const text::Messag
                             reply.body.substr(0, 200));
   std::vector<text::TokenId> tokens;
   for (const Json& token : json["tokens"]) {
-    if (!token.is_number_integer()) return invalid_argument(url + "/tokenize answered with something else than tokens");
+    if (!token.is_number_integer())
+      return invalid_argument(url + "/tokenize answered with something other than tokens");
     tokens.push_back(token.get<int32_t>());
   }
   return tokens;

@@ -42,7 +42,7 @@ Result<Session> Session::connect(const std::string& path) {
   Descriptor socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (socket.get() < 0) return io_error("making a socket", errno);
   if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
-    return io_error("nobody answers at " + path + "; is vLLM still running?", errno);
+    return io_error("nothing answers at " + path + "; is vLLM still running?", errno);
   ucred peer{};
   socklen_t size = sizeof peer;
   if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)

@@ -16,7 +16,7 @@ Result<std::shared_ptr<SharedMemory>> SharedMemory::map(const Memory& memory) {
   if (file.get() < 0) {
     const int why = errno;
     return io_error("the weights at " + memory.path +
-                        " cannot be opened; is the server running, of the same user, and in the same PID namespace?",
+                        " cannot be opened; is the server running, as the same user and in the same PID namespace?",
                     why);
   }
   struct stat found {};

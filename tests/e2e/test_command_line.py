@@ -1,6 +1,7 @@
 """Every command as somebody new would use it, with every wrong input: exit code, words, and what is created, which is nothing."""
 
 import contextlib
+import http.server
 import os
 import pathlib
 import pty
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 
 import pytest
@@ -69,6 +71,18 @@ TABLE = [
     (["srve"], 2, "did you mean 'serve'?"),
     (["frobnicate"], 2, "there is no command 'frobnicate'"),
     (["--hlep"], 2, "did you mean '--help'?"),
+    (["help"], 0, "Subcommands:"),
+    (["help", "serve"], 0, "Usage: lathe serve"),
+    (["help", "srve"], 2, "did you mean 'serve'?"),
+    (["version"], 0, "."),
+    ([""], 2, "there is no command ''"),
+    (["serve", ""], 2, "MODEL_DIR must not be empty"),
+    (["serve", "model", "model"], 2, "was not expected"),
+    (["serve", "model", "--host", "0.0.0.0"], 1, "set an API key"),
+    (["serve", "model", "--host", "nonsense", "--api-key", "k"], 1, "cannot listen on nonsense:8077"),
+    (["serve", "model", "--allow-origin", "page.example"], 1, "page.example"),
+    (["serve", "model", "--device", "cuda:99"], 1, "CUDA"),
+    (["serve", "model", "--port"], 2, "--port"),
     (["serve"], 2, "MODEL_DIR is required"),
     (["serve", "model", "--prot", "80"], 2, "did you mean '--port'?"),
     (["serve", "model", "--port", "lots"], 2, "--port must be an integer from 0 to 65535, not 'lots'"),
@@ -85,13 +99,20 @@ TABLE = [
     (["attach", "--vllm", NO_SERVER], 1, "no answer from " + NO_SERVER),
     (["attach", "--vllm", NO_SERVER, "--on-difference", "maybe"], 2, "must be refuse, restore or adopt"),
     (["attach", "--socket", "nothing"], 1, "nothing"),
+    (["attach", "--socket", "file"], 1, "is not a socket"),
+    (["attach", "--socket", "nothing", "--proxy"], 2, "add --vllm"),
+    (["attach", "--vllm", NO_SERVER, "--host", "0.0.0.0"], 1, "set an API key"),
     (["chat", "--server", NO_SERVER], 1, "is `lathe serve` running there?"),
     (["chat", "--server", "ftp://x"], 1, "another scheme than http"),
     (["chat", "--server", "http://127.0.0.1:9/v2"], 1, "it has a path"),
-    (["chat", "--temperature", "-1"], 2, "--temperature"),
+    (["chat", "--temperature", "-1"], 2, "--temperature: must be a number from 0 to 100, not '-1'"),
+    (["chat", "--max-tokens", "1.5"], 2, "--max-tokens: must be an integer from 1 to 1048576, not '1.5'"),
+    (["chat", "extra"], 2, "was not expected"),
     (["learn"], 2, "--answer is required"),
     (["learn", "--answer", "x"], 2, "say what was asked"),
     (["learn", "q", "--answer", ""], 2, "must not be empty"),
+    (["learn", "", "--answer", "x"], 2, "must not be empty"),
+    (["learn", "q", "--answer", "x", "--lr", "much"], 2, "--lr: must be a number from 1e-09 to 1, not 'much'"),
     (["learn", "q", "--answer", "x", "--completion", "c"], 2, "excludes"),
     (["learn", "q", "--answer", "x", "--steps", "-3"], 2, "--steps"),
     (["learn", "q", "--anser", "x"], 2, "did you mean '--answer'?"),
@@ -103,10 +124,18 @@ TABLE = [
     (["train", "model", "nothing"], 1, "nothing"),
     (["train", "model", "folder"], 1, "folder"),
     (["train", "model", "file"], 1, "file"),
+    (["train", "model", ""], 2, "DATA must not be empty"),
+    (["train", "DATA", "model"], 1, "data.jsonl is a file; name the model directory"),
+    (["train", "model", "DATA", "--eval", "nothing"], 1, "cannot open"),
+    (["train", "model", "DATA", "--eval-split", "0.1"], 2, "there is no option '--eval-split'"),
+    (["train", "model", "DATA", "--report", "file", "--restart"], 1, "the report cannot be written"),
+    (["train", "model", "DATA", "--device", "tpu"], 1, "tpu"),
+    (["train", "model", "DATA", "--seed", "x"], 2, "--seed: must be an integer, 0 or more, not 'x'"),
+    (["train", "model", "DATA", "--rank", "0"], 2, "--rank: must be an integer, 1 or more, not '0'"),
     (["train", "model", "DATA", "--epochs", "0"], 2, "--epochs"),
     (["train", "model", "DATA", "--lr", "-1"], 2, "--lr"),
     (["train", "model", "DATA", "--resume"], 1, "no unfinished run"),
-    (["train", "model", "DATA", "--dry-run", "--method", "ppo"], 2, "--method"),
+    (["train", "model", "DATA", "--dry-run", "--method", "ppo"], 2, "--method: must be sft or dpo, not 'ppo'"),
     (["sync"], 1, "is `lathe serve` running there?"),
     (["sync", "model"], 1, "no server works on"),
     (["sync", "--from", "model"], 2, "MODEL_DIR"),
@@ -119,19 +148,34 @@ TABLE = [
     (["verify", "model", "--threads", "-1"], 2, "--threads"),
     (["prune", "model"], 0, "no history yet"),
     (["prune", "model", "--all-hours", "-1"], 2, "--all-hours"),
-    (["rollback", "model", "x"], 2, "VERSION"),
+    (["prune", "model", "--all-hours", "x"], 2, "--all-hours: must be an integer, 0 or more, not 'x'"),
+    (["rollback", "model", "latest"], 2, "VERSION: must be an integer, 0 or more, not 'latest'"),
     (["rollback", "model", "-1"], 2, "VERSION"),
     (["export", "model", "-1", "OUT"], 2, "VERSION"),
     (["rollback", "model"], 1, "there is none before it to go back to"),
     (["rollback", "model", "--redo"], 1, "redo"),
     (["rollback", "model", "0", "--redo"], 2, "excludes"),
     (["rollback", "model", "7"], 1, "there is no version 7"),
+    (["export", "model", "1.5", "OUT"], 2, "VERSION: must be an integer, 0 or more, not '1.5'"),
+    (["export", "model", "99999999999999999999", "OUT"], 2, "VERSION"),
+    (["export", "model", "0", "model"], 1, "exists already"),
+    (["export", "model", "0", "file"], 1, "exists already"),
+    (["export", "model", "0", "file/x"], 1, "Not a directory"),
+    (["export", "model", "0", ""], 2, "DIR must not be empty"),
     (["export", "model"], 2, "is required"),
     (["export", "model", "7", "OUT"], 1, "there is no version 7"),
     (["publish", "model"], 2, "LINK is required"),
-    (["publish", "model", "OUT", "--keep", "0"], 2, "--keep"),
+    (["publish", "model", "OUT", "--keep", "0"], 2, "--keep: must be an integer from 1 to 100000, not '0'"),
+    (["publish", "model", ""], 2, "LINK must not be empty"),
+    (["publish", "model", "file"], 1, "is not a symbolic link"),
+    (["publish", "model", "folder"], 1, "is not a symbolic link"),
     (["push", "model"], 2, "DEST is required"),
     (["push", "model", "model"], 1, "cannot be pushed to itself"),
+    (["push", "model", ""], 2, "DEST must not be empty"),
+    (["push", "model", ":copy"], 1, "names no host before the colon"),
+    (["push", "model", "file"], 1, "is a file"),
+    (["push", "model", "folder"], 1, "neither model.safetensors"),
+    (["push", "model", "host:copy", "--ssh", "/nothing/ssh"], 1, "cannot"),
     (["push", "nothing", "OUT"], 1, "there is no model directory"),
     (["receive", "nothing"], 1, "there is no model directory"),
     (["inspect"], 2, "PATH is required"),
@@ -139,13 +183,19 @@ TABLE = [
     (["inspect", "file"], 1, "file"),
     (["inspect", "empty"], 1, "neither model.safetensors"),
     (["inspect", "model/config.json"], 1, "config.json"),
+    (["inspect", ""], 2, "PATH must not be empty"),
+    (["inspect", "/dev/null"], 1, "/dev/null"),
     (["doctor", "model"], 0, "ok   directory"),
     (["doctor", "--vllm", NO_SERVER], 1, "no answer from"),
-    (["bench", "model", "--repeats", "0"], 2, "--repeats"),
+    (["doctor", ""], 2, "MODEL_DIR must not be empty"),
+    (["doctor", "--socket", "nothing"], 1, "FAIL"),
+    (["bench", "model", "--repeats", "0"], 2, "--repeats: must be an integer from 1 to 1000, not '0'"),
     (["bench", "model", "--device", "tpu"], 1, "tpu"),
     (["config"], 2, "subcommand is required"),
     (["config", "prnt"], 2, "did you mean 'print'?"),
-    (["config", "print", "sync"], 2, "COMMAND"),
+    (["config", "print", "sync"], 2, "COMMAND: must be serve or attach, not 'sync'"),
+    (["config", "print", "--config", "file"], 2, "a line is `name = value`"),
+    (["config", "print", "--vllm", "x"], 2, "use `lathe config print attach`"),
     (["config", "print", "--config", "nothing"], 2, "cannot open"),
     *(([command, name, *more], 1, words) for command, more in ON_A_MODEL.items() for name, words in WRONG_DIRECTORIES.items()),
     *(([command, "--help"], 0, "Usage: lathe " + command) for command in COMMANDS),
@@ -159,6 +209,7 @@ def test_table(world, words, code, said):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LATHE_") or name == "LATHE_CACHE"}
     got, text = run(*filled(words, world), env=environment)
     assert got == code and said in text, (got, text)
+    assert not re.search(r"not in range|Could not convert|not in \{", text), "the library's words"
     # Histories are begun by commands that need one, in a directory that is a model.
     created = {path for path in files(world) if path not in before and not path.startswith("model/.lathe")}
     assert not created
@@ -209,6 +260,39 @@ def others(tiny_model):
         shutil.rmtree(root)
 
 
+def test_a_published_generation_does_not_change(tiny, tmp_path):
+    link = tmp_path / "live"
+    assert run("publish", tiny, link)[0] == 0
+    before = files(link)
+    for name in (link, f"{link}/", link.resolve()):
+        for command in (["serve", name, "--port", "0"], ["sync", name, "--from", tiny], ["rollback", name]):
+            code, text = run(*command)
+            assert code == 1 and "is a published generation" in text, (command, text)
+    assert files(link) == before
+    assert run("verify", link)[0] == 0
+
+
+def test_an_answer_of_another_server_is_said_to_be_one():
+    class NotLathe(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(404)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), NotLathe) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for words in (["chat"], ["learn", "q", "--answer", "x"], ["sync"]):
+            code, text = run(*words, "--server", url)
+            assert code == 1 and f"{url} answered 404, and not as `lathe serve` does" in text, text
+        server.shutdown()
+
+
 def test_reading_needs_no_write_access(others):
     root, as_nobody = others
     before = files(root)
@@ -235,7 +319,7 @@ def test_what_was_interrupted_is_said_to_one_who_may_not_write(others):
     root, as_nobody = others
     (root / "model/.lathe/state.json").unlink()
     code, text = as_nobody("verify", root / "model")
-    assert code == 1 and "must be put in order first" in text, text
+    assert code == 1 and "needs recovery first" in text, text
     assert run("verify", root / "model")[0] == 0, "who may write puts it in order"
     assert as_nobody("verify", root / "model")[0] == 0
 

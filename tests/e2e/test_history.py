@@ -142,7 +142,7 @@ def test_lathe_alone_keeps_histories(tmp_path, pair):
     for arguments in (["serve", model], ["train", model, "data.jsonl", "--epochs", 2], ["doctor", "--help"]):
         refused = run(*arguments)
         assert refused.returncode == 1 and f"cannot start {tmp_path}/lathe-torch: No such file" in refused.stderr, refused.stderr
-        assert f"`lathe {arguments[0]}` needs it beside lathe" in refused.stderr
+        assert f"`lathe {arguments[0]}` needs it in the same folder" in refused.stderr
 
 
 def test_symbolic_links(tmp_path, pair):

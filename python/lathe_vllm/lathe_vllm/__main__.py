@@ -30,7 +30,7 @@ async def _serve(url: str, path: pathlib.Path | None) -> None:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m lathe_vllm", description="The session of Lathe beside a running vLLM")
+    parser = argparse.ArgumentParser(prog="python -m lathe_vllm", description="The session of Lathe next to a running vLLM")
     parser.add_argument("--url", required=True, help="of the vLLM server, http://host:port")
     parser.add_argument("--socket", type=pathlib.Path, help="where trainers attach (default: a path of this user)")
     options = parser.parse_args()
