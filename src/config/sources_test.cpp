@@ -204,7 +204,7 @@ TEST_F(SourcesTest, RefusesAFileThatIsNotWhatItSeems) {
       {"port = 1\nport = 2\n", ":2: "},
       {"port = 1.5\n", ":1: 'port' must be an integer from 0 to 65535, not '1.5'"},
       {"port = [1]\n", ":1: 'port' must be"},
-      {"allow-origin = [1]\n", ":1: 'allow-origin' must be a list of texts"},
+      {"allow-origin = [1]\n", ":1: 'allow-origin' must be a list of strings"},
       {"config = \"other.toml\"\n", ":1: there is no setting 'config'"},
   };
   for (const auto& c : cases) {

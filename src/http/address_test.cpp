@@ -48,7 +48,7 @@ TEST(Address, SaysWhatIsWrong) {
       {"http://box:80x", "'80x' is not a port"},
       {"http://::1:8077", "in brackets"},
       {"http://[::1", "not closed"},
-      {"http://[::1]8077", "after the bracket"},
+      {"http://[::1]8077", "may follow the bracket"},
       {"http://my box:8077", "letters"},
   };
   for (const auto& c : cases) {

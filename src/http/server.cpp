@@ -330,8 +330,9 @@ Status Server::start() {
     options.port = state_->server.bind_to_any_port(host);
     if (options.port < 0) return Error{Code::kIo, "cannot bind to " + options.host};
   } else if (!state_->server.bind_to_port(host, options.port)) {
-    return Error{Code::kConflict, "cannot listen on " + authority(host, options.port) +
-                                      "; is the port in use? choose another with --port"};
+    return Error{Code::kConflict,
+                 "cannot listen on " + authority(host, options.port) +
+                     "; is it an address of this machine, and is the port free? --host and --port choose others"};
   }
   state_->listener =
       std::jthread([this] { within_border("the listener", [&] { state_->server.listen_after_bind(); }); });
