@@ -37,7 +37,11 @@ const Json& Fields::at(const char* name) const {
 
 std::optional<int64_t> Fields::integer(const char* name, int64_t lowest, int64_t highest) {
   if (!has(name)) return {};
-  const Json& value = at(name);
+  Json value = at(name);
+  // Languages with one type of number write 1e3 and 100.0.
+  constexpr double kExact = 0x1p53;
+  if (value.is_number_float() && std::abs(value.get<double>()) <= kExact && std::trunc(value.get<double>()) == value)
+    value = static_cast<int64_t>(value.get<double>());
   const bool whole = value.is_number_integer() && !(value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX);
   if (whole && value.get<int64_t>() >= lowest && value.get<int64_t>() <= highest) return value.get<int64_t>();
   complain(name, "must be an integer from " + std::to_string(lowest) + " to " + std::to_string(highest));
@@ -78,12 +82,16 @@ std::vector<int32_t> Fields::token_ids(const char* name) {
 }
 
 void Fields::complain(const std::string& name, const std::string& what) {
-  if (!error_) error_ = invalid_argument("'" + name + "' " + what);
+  complain("'" + name + "' " + what);
+}
+
+void Fields::complain(const std::string& message) {
+  if (!error_) error_ = invalid_argument(message);
 }
 
 void Fields::refuse_unknown() {
   for (const auto& [name, value] : json_.items()) {
-    if (!known_.contains(name)) return complain(name, "is not a field of this request");
+    if (!known_.contains(name) && !value.is_null()) return complain(name, "is not a field of this request");
   }
 }
 

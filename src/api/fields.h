@@ -28,7 +28,8 @@ class Fields {
   // `json` is an object and outlives the reader.
   explicit Fields(const Json& json) : json_(json) {}
 
-  bool has(const char* name);  // null counts as absent
+  bool has(const char* name);                                           // null counts as absent
+  bool asked(const char* name) const { return known_.contains(name); }  // whether a reader asked for it
   const Json& at(const char* name) const;
 
   // Each: nothing if the field is absent; a complaint if it has another type or is out of range.
@@ -39,7 +40,8 @@ class Fields {
   std::vector<int32_t> token_ids(const char* name);
 
   void complain(const std::string& name, const std::string& what);
-  // Complains of a field that no reader asked for.
+  void complain(const std::string& message);
+  // Complains of a field that no reader asked for, unless it is null.
   void refuse_unknown();
   // The first complaint, as kInvalidArgument.
   Status status() const { return error_ ? Status(*error_) : Status(); }

@@ -5,10 +5,26 @@
 #include <nlohmann/json.hpp>
 
 #include "api/fields.h"
+#include "api/generation.h"
 
 namespace lathe::api {
 
 namespace {
+
+// What a template would show as a placeholder, or not at all.
+Status refuse_media(const Json& parts, const std::string& name) {
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const Json& part = parts[i];
+    if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) continue;
+    const std::string type = part["type"].get<std::string>();
+    for (const char* medium : {"image", "audio", "video", "file"}) {
+      if (type.find(medium) != std::string::npos)
+        return invalid_argument("'" + name + ".content[" + std::to_string(i) + "]' is of type '" + type +
+                                "'; this server reads text only");
+    }
+  }
+  return {};
+}
 
 // A message with content in parts, tool calls or other fields keeps its JSON; the template decides what it shows.
 Result<text::Message> parse_message(const Json& json, const std::string& name) {
@@ -21,6 +37,7 @@ Result<text::Message> parse_message(const Json& json, const std::string& name) {
   if (has_content && !json["content"].is_string() && !json["content"].is_array()) {
     return invalid_argument("'" + name + ".content' must be a string or a list of parts");
   }
+  if (has_content && json["content"].is_array()) LATHE_TRY(refuse_media(json["content"], name));
   if (!has_content && !json.contains("tool_calls")) return invalid_argument("'" + name + ".content' is missing");
   if (has_content && json["content"].is_string()) message.content = json["content"].get<std::string>();
   Json rest = json;
@@ -55,56 +72,26 @@ void read_render(Fields& fields, text::RenderOptions& render) {
   }
 }
 
-void read_stop(Fields& fields, GenerationRequest& out) {
-  if (!fields.has("stop")) return;
-  const Json& stop = fields.at("stop");
-  for (const Json& entry : stop.is_array() ? stop : Json::array({stop})) {
-    if (!entry.is_string()) return fields.complain("stop", "must be a string or a list of strings");
-    if (!entry.get<std::string>().empty()) out.stop.push_back(entry.get<std::string>());
-  }
-  if (out.stop.size() > 16) fields.complain("stop", "may have at most 16 strings");
-}
-
-void read_sampling(Fields& fields, data::Sampling& out) {
-  out.temperature = fields.number("temperature").value_or(out.temperature);
-  out.top_p = fields.number("top_p").value_or(out.top_p);
-  out.top_k = std::max<int64_t>(0, fields.integer("top_k", -1, 1 << 30).value_or(out.top_k));  // vLLM's -1 means all
-  out.min_p = fields.number("min_p").value_or(out.min_p);
-  out.repetition_penalty = fields.number("repetition_penalty").value_or(out.repetition_penalty);
-  out.presence_penalty = fields.number("presence_penalty").value_or(out.presence_penalty);
-  out.frequency_penalty = fields.number("frequency_penalty").value_or(out.frequency_penalty);
-  if (const auto seed = fields.integer("seed", INT64_MIN, INT64_MAX)) out.seed = static_cast<uint64_t>(*seed);
-}
-
-void read_generation(Fields& fields, GenerationRequest& out) {
-  constexpr int64_t kManyTokens = 1 << 24;
-  out.model = fields.text("model").value_or("");
-  read_sampling(fields, out.sampling);
-  out.max_tokens = fields.integer("max_completion_tokens", 0, kManyTokens);
-  if (const auto max = fields.integer("max_tokens", 0, kManyTokens); max && !out.max_tokens) out.max_tokens = max;
-  out.min_tokens = fields.integer("min_tokens", 0, kManyTokens).value_or(0);
-  out.stop_token_ids = fields.token_ids("stop_token_ids");
-  out.ignore_eos = fields.flag("ignore_eos").value_or(false);
-  out.n = fields.integer("n", 1, 8).value_or(1);
-  out.stream = fields.flag("stream").value_or(false);
-  read_stop(fields, out);
-  if (!fields.has("stream_options")) return;
-  if (!fields.at("stream_options").is_object()) return fields.complain("stream_options", "must be an object");
-  Fields stream_options(fields.at("stream_options"));
-  out.include_usage = stream_options.flag("include_usage").value_or(false);
-  if (!stream_options.status().ok()) fields.complain("stream_options.include_usage", "must be true or false");
+void refuse_special_tokens(Fields& fields) {
+  if (fields.flag("add_special_tokens").value_or(false))
+    fields.complain("add_special_tokens", "cannot be true here; write them into the prompt");
 }
 
 Result<ChatRequest> read_chat(const Json& json) {
   Fields fields(json);
   ChatRequest request;
+  fields.has("messages");
   request.messages = LATHE_TRY(parse_messages(json, "messages"));
   read_generation(fields, request.generation);
   read_render(fields, request.render);
   request.generation.logprobs = fields.flag("logprobs").value_or(false);
   request.generation.top_logprobs = static_cast<int>(fields.integer("top_logprobs", 0, 20).value_or(0));
+  if (request.generation.top_logprobs > 0 && !request.generation.logprobs)
+    fields.complain("top_logprobs", "needs \"logprobs\": true");
   request.render.add_generation_prompt = fields.flag("add_generation_prompt").value_or(true);
-  if (request.generation.stream && request.generation.n > 1) fields.complain("n", "must be 1 when streaming");
+  if (fields.flag("add_special_tokens").value_or(false))
+    fields.complain("add_special_tokens", "cannot be true here: the chat template writes them");
+  refuse_other_fields(fields);
   LATHE_TRY(fields.status());
   request.conversation_json = conversation_json(json);
   LATHE_TRY(request.generation.sampling.validate());
@@ -267,6 +254,7 @@ Result<CompletionRequest> parse_completion(std::string_view body) {
   const Json json = LATHE_TRY(parse_object(body));
   Fields fields(json);
   CompletionRequest request;
+  fields.has("prompt");
   request.prompts = LATHE_TRY(parse_prompts(json));
   read_generation(fields, request.generation);
   request.echo = fields.flag("echo").value_or(false);
@@ -274,9 +262,8 @@ Result<CompletionRequest> parse_completion(std::string_view body) {
     request.generation.logprobs = true;
     request.generation.top_logprobs = static_cast<int>(*top);
   }
-  if (request.generation.stream && (request.generation.n > 1 || request.prompts.size() > 1 || request.echo)) {
-    fields.complain("stream", "works with one prompt, n = 1 and without echo");
-  }
+  refuse_special_tokens(fields);
+  refuse_other_fields(fields);
   LATHE_TRY(fields.status());
   LATHE_TRY(request.generation.sampling.validate());
   return request;
@@ -291,6 +278,9 @@ Result<TokenizeRequest> parse_tokenize(std::string_view body) {
   }
   Fields fields(json);
   const auto prompt = fields.text("prompt");
+  fields.text("model");
+  refuse_special_tokens(fields);
+  refuse_other_fields(fields);
   LATHE_TRY(fields.status());
   if (!prompt) return invalid_argument("'prompt' or 'messages' is missing");
   request.input = *prompt;
@@ -303,6 +293,8 @@ Result<DetokenizeRequest> parse_detokenize(std::string_view body) {
   DetokenizeRequest request;
   if (!fields.has("tokens")) return invalid_argument("'tokens' is missing");
   request.tokens = fields.token_ids("tokens");
+  fields.text("model");
+  refuse_other_fields(fields);
   LATHE_TRY(fields.status());
   return request;
 }

@@ -1,7 +1,8 @@
 // Requests of every route, from JSON to native types. All checks that need no model are made here.
 //
-// Errors: kInvalidArgument that names the field, as OpenAI's `param`. Unknown fields are ignored, as clients of many
-// servers send many, except in /v1/learn, where a misspelt option would silently teach something else.
+// Errors: kInvalidArgument that names the field, as OpenAI's `param`. Nothing that could change an answer or a lesson is
+// ignored: unknown fields are refused, but for those that say nothing about the answer, such as `user`. A field that is
+// null is absent.
 // Threads: pure functions. Protocol page: docs/protocols/http.md
 #pragma once
 
@@ -31,7 +32,8 @@ struct GenerationRequest {
   bool ignore_eos = false;
   int64_t n = 1;
   bool stream = false;
-  bool include_usage = false;
+  bool include_usage = false;     // a last chunk with the sums
+  bool continuous_usage = false;  // each chunk with those so far
   bool logprobs = false;
   int top_logprobs = 0;
 };

@@ -72,9 +72,30 @@ TEST(Generation, WrongTypesAreNamed) {
   EXPECT_EQ(refused(R"("temperature":"hot")"), "'temperature' must be a number");
   EXPECT_EQ(refused(R"("stream_options":[])"), "'stream_options' must be an object");
   EXPECT_EQ(refused(R"("stream_options":{"include_usage":1})"), "'stream_options.include_usage' must be true or false");
+  EXPECT_EQ(refused(R"("stream_options":{"usage":true})"), "'stream_options.usage' is not a field of this request");
   EXPECT_EQ(refused(R"("stop_token_ids":[-1])"), "'stop_token_ids' must be a list of token ids");
   EXPECT_EQ(refused(R"("stop":{"a":1})"), "'stop' must be a string or a list of strings");
   EXPECT_EQ(refused(R"("n":9)"), "'n' must be an integer from 1 to 8");
+}
+
+TEST(Generation, ValuesThatMeanNothingAreNothing) {
+  const auto read = [](const std::string& fields) {
+    return parse_chat(R"({"messages":[{"role":"user","content":"a"}],)" + fields + "}");
+  };
+  EXPECT_FALSE(read(R"("seed":-1)")->generation.sampling.seed.has_value());
+  EXPECT_EQ(read(R"("seed":-2)")->generation.sampling.seed, static_cast<uint64_t>(-2));
+  EXPECT_FALSE(read(R"("max_tokens":-1)")->generation.max_tokens.has_value());
+  EXPECT_EQ(read(R"("max_tokens":1e3)")->generation.max_tokens, 1000);
+  EXPECT_EQ(read(R"("max_completion_tokens":-1,"max_tokens":5)")->generation.max_tokens, 5);
+  EXPECT_EQ(read(R"("temprature":0.5)").error().message, "'temprature' is not a field of this request");
+  EXPECT_TRUE(read(R"("temprature":null)").ok());
+  EXPECT_EQ(read(R"("best_of":3,"n":2)").error().message, "'best_of' must be the same as 'n'");
+  EXPECT_EQ(read(R"("repeat_penalty":1.1)").error().message,
+            "'repeat_penalty' cannot be anything but 1 here; use 'repetition_penalty'");
+  EXPECT_EQ(read(R"("logit_bias":{"3":-100,"4":2.5})")->generation.sampling.logit_bias,
+            (std::vector<std::pair<int32_t, float>>{{3, -100.F}, {4, 2.5F}}));
+  for (const char* bias : {"[]", R"({"-1":1})", R"({"3.5":1})", R"({"":1})", R"({"3":101})", R"({"3":"1"})"})
+    EXPECT_FALSE(read(std::string(R"("logit_bias":)") + bias).ok()) << bias;
 }
 
 TEST(Correction, IsTheKeptConversationWithAnotherAnswer) {

@@ -186,7 +186,7 @@ std::string chat_response(const ResponseHead& head, const std::vector<Choice>& c
   Json json = head_json(head, "chat.completion");
   json["choices"] = Json::array();
   for (const Choice& choice : choices) {
-    json["choices"].push_back({{"index", json["choices"].size()},
+    json["choices"].push_back({{"index", choice.index},
                                {"message", message_json(choice.text)},
                                {"logprobs", chat_logprobs(choice)},
                                {"finish_reason", or_null(choice.finish_reason)}});
@@ -199,7 +199,7 @@ std::string completion_response(const ResponseHead& head, const std::vector<Choi
   Json json = head_json(head, "text_completion");
   json["choices"] = Json::array();
   for (const Choice& choice : choices) {
-    json["choices"].push_back({{"index", json["choices"].size()},
+    json["choices"].push_back({{"index", choice.index},
                                {"text", choice.text},
                                {"logprobs", completion_logprobs(choice)},
                                {"finish_reason", or_null(choice.finish_reason)}});
@@ -208,24 +208,26 @@ std::string completion_response(const ResponseHead& head, const std::vector<Choi
   return dump(json);
 }
 
-std::string chat_chunk(const ResponseHead& head, const Choice& delta, bool first) {
+std::string chat_chunk(const ResponseHead& head, const Choice& delta, bool first, const std::optional<Usage>& usage) {
   Json json = head_json(head, "chat.completion.chunk");
   Json message = Json::object();
   if (first) message["role"] = "assistant";
   if (first || !delta.text.empty()) message["content"] = delta.text;
-  json["choices"] = Json::array({{{"index", 0},
+  json["choices"] = Json::array({{{"index", delta.index},
                                   {"delta", message},
                                   {"logprobs", chat_logprobs(delta)},
                                   {"finish_reason", or_null(delta.finish_reason)}}});
+  if (usage) json["usage"] = usage_json(*usage);
   return dump(json);
 }
 
-std::string completion_chunk(const ResponseHead& head, const Choice& delta) {
+std::string completion_chunk(const ResponseHead& head, const Choice& delta, const std::optional<Usage>& usage) {
   Json json = head_json(head, "text_completion");
-  json["choices"] = Json::array({{{"index", 0},
+  json["choices"] = Json::array({{{"index", delta.index},
                                   {"text", delta.text},
                                   {"logprobs", completion_logprobs(delta)},
                                   {"finish_reason", or_null(delta.finish_reason)}}});
+  if (usage) json["usage"] = usage_json(*usage);
   return dump(json);
 }
 

@@ -28,6 +28,7 @@ struct LogprobEntry {
 };
 
 struct Choice {
+  int64_t index = 0;
   std::string text;
   std::string finish_reason;  // "stop" or "length"; empty while streaming
   std::optional<std::vector<LogprobEntry>> logprobs;
@@ -43,9 +44,10 @@ std::string assistant_message(const std::string& text);
 std::string chat_response(const ResponseHead& head, const std::vector<Choice>& choices, const Usage& usage);
 std::string completion_response(const ResponseHead& head, const std::vector<Choice>& choices, const Usage& usage);
 
-// One server-sent event's data. `first` carries the role. With `usage` the chunk has no choices.
-std::string chat_chunk(const ResponseHead& head, const Choice& delta, bool first);
-std::string completion_chunk(const ResponseHead& head, const Choice& delta);
+// One server-sent event's data. `first` carries the role. `usage`: so far, if that is asked for. The chunk of
+// usage_chunk() has no choices.
+std::string chat_chunk(const ResponseHead& head, const Choice& delta, bool first, const std::optional<Usage>& usage);
+std::string completion_chunk(const ResponseHead& head, const Choice& delta, const std::optional<Usage>& usage);
 std::string usage_chunk(const ResponseHead& head, const Usage& usage, bool chat);
 
 std::string model_list(const std::string& model, int64_t created, int64_t max_context);

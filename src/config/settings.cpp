@@ -144,7 +144,7 @@ std::vector<Setting> server_settings(Settings& s) {
       {"max-waiting", serving, "Requests queued before 429", &s.max_waiting, 0, 100000},
       {"max-context", serving, "Tokens of prompt and answer; 0: the model's limit", &s.max_context, 0, kMost},
       {"max-body-bytes", serving, "Largest request body", &s.max_body_bytes, 1024, 1 << 30},
-      {"http-threads", serving, "Connections handled at once", &s.http_threads, 2, 1024},
+      {"http-threads", serving, "Requests (POST) that work at once; more wait", &s.http_threads, 2, 1024},
       {"threads", serving, "Compute threads; 0: one per core", &s.compute_threads, 0, 1024},
       {"device", serving, "auto (a GPU if there is one), cpu, cuda or cuda:N", &s.device},
 

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,9 +42,10 @@ class Service {
   http::Response completion(const http::Request& request);
   std::string health() const;
 
-  // The engine's request for a tokenised prompt.
-  engine::Request engine_request(std::vector<int32_t> prompt, const api::GenerationRequest& request,
-                                 int64_t default_max_tokens) const;
+  // The engine's request for a tokenised prompt, as the answer's choice number `choice` to it. Without a default of
+  // tokens: all that there is room for.
+  Result<engine::Request> engine_request(std::vector<int32_t> prompt, const api::GenerationRequest& request,
+                                         int64_t choice, std::optional<int64_t> default_max_tokens) const;
 
   // One choice of an answer in the making.
   struct Part {
@@ -53,25 +55,35 @@ class Service {
     api::Choice choice = {};
     bool complete = false;
   };
-  Result<Part> start(const std::vector<int32_t>& prompt, engine::Request request,
-                     const std::vector<std::string>& stop) const;
+  Result<Part> start(int64_t index, engine::Request request, const std::vector<std::string>& stop) const;
   // Waits for the next piece of the part's text.
   Status advance(Part& part) const;
-  // `echo`: the prompt, with its log-probabilities if those are asked for, becomes part of the choice.
-  Status prepend_prompt(Part& part) const;
+  // `echo`: the prompt, with its log-probabilities if those are asked for, becomes the beginning of `choice`.
+  Status prepend_prompt(const Part& part, api::Choice& choice) const;
+  // The choices of complete parts.
+  Result<std::vector<api::Choice>> finished(std::vector<Part>& parts, bool logprobs, bool echo) const;
+  static api::Usage usage_of(const std::vector<Part>& parts, int64_t prompt_tokens);
   // An answer sent whole: `body` makes it of the complete parts. A client that leaves cancels it.
   Result<http::Response> whole(std::vector<Part> parts,
                                std::function<Result<std::string>(std::vector<Part>& parts)> body) const;
   std::vector<api::LogprobEntry> logprob_entries(const std::vector<engine::Token>& tokens) const;
-  // What differs between the streams of the two routes.
+
+  // What a stream is made of.
   struct StreamForm {
-    std::function<std::string(const api::Choice&, bool first)> chunk;
-    bool opens_with_role = false;                         // a first chunk without text
-    bool chat = false;                                    // form of the chunk of usage
-    std::function<void(const std::string& answer)> keep;  // of a complete answer; may be empty
+    bool logprobs = false, include_usage = false, continuous_usage = false;
+    int64_t prompt_tokens = 0;
+    std::function<std::string(const api::Choice& delta, bool first, const std::optional<api::Usage>& usage)> chunk = {};
+    std::function<std::string(const api::Usage&)> usage_chunk = {};
+    bool opens_with_role = false;                              // a first chunk without text, for each choice
+    bool echo = false;                                         // the prompt before each choice
+    std::function<void(const api::Choice& choice)> keep = {};  // of the first complete choice; may be empty
   };
-  http::Response stream(std::shared_ptr<engine::TextStream> stream, const api::ResponseHead& head,
-                        const api::GenerationRequest& request, int64_t prompt_tokens, StreamForm form) const;
+  static StreamForm stream_form(const api::GenerationRequest& request, int64_t prompt_tokens);
+  http::Response stream(std::vector<Part> parts, StreamForm form) const;
+  Status send_stream(const http::SendEvent& send, const StreamForm& form, std::vector<Part>& parts) const;
+  // False when the client is gone.
+  bool send_delta(const http::SendEvent& send, const StreamForm& form, const std::vector<Part>& parts,
+                  const api::Choice& delta, bool first) const;
   // Keeps a chat's answer for later correction. It is the client's all the same if that fails.
   void keep(const api::ResponseHead& head, const std::string& conversation, const std::string& answer) const;
   api::ResponseHead head(const char* prefix) const;

@@ -105,6 +105,10 @@ Result<std::shared_ptr<Generation>> Engine::submit(Request request) {
         return invalid_argument("token " + std::to_string(id) + " is outside the vocabulary");
     }
   }
+  for (const auto& [id, bias] : request.sampling.logit_bias) {
+    if (id < 0 || id >= state_->model.config().vocab_size)
+      return invalid_argument("'logit_bias' names token " + std::to_string(id) + ", which is outside the vocabulary");
+  }
   auto generation = std::make_shared<Generation>();
   {
     const std::lock_guard hold(state_->mutex);

@@ -54,6 +54,7 @@ Sampler::Sampler(const Sampling& sampling, std::span<const int32_t> prompt, uint
 }
 
 void Sampler::penalise(std::span<float> logits) const {
+  for (const auto& [id, bias] : sampling_.logit_bias) logits[id] += bias;
   if (sampling_.repetition_penalty != 1) {
     const auto penalty = static_cast<float>(sampling_.repetition_penalty);
     for (const auto& [id, count] : seen_) logits[id] = logits[id] > 0 ? logits[id] / penalty : logits[id] * penalty;

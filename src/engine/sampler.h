@@ -1,7 +1,7 @@
 // Sampler: one token from one row of logits.
 //
-// Order of operations, as vLLM: penalties, temperature, min-p, top-k, top-p, draw. Greedy (temperature 0) takes the
-// largest logit after penalties; of equals, the smallest id.
+// Order of operations, as vLLM: biases, penalties, temperature, min-p, top-k, top-p, draw. Greedy (temperature 0) takes
+// the largest logit after penalties; of equals, the smallest id.
 //
 // Threads: one per Sampler. Random numbers: Philox keyed by the request's seed, counted by token, so that a request
 // gets the same tokens whatever else is running.

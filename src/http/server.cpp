@@ -17,7 +17,9 @@
 #include "base/log.h"
 #include "base/thread_border.h"
 #include "http/address.h"
+#include "http/connection_pool.h"
 #include "http/error_body.h"
+#include "http/router.h"
 
 namespace lathe::http {
 namespace {
@@ -27,6 +29,18 @@ void write_error(httplib::Response& response, const Error& error, int status = 0
   response.status = status ? status : body.status;
   if (error.code == Code::kExhausted) response.set_header("Retry-After", "1");
   response.set_content(body.json, "application/json");
+}
+
+void no_route(const httplib::Request& request, const std::vector<std::string>& methods, httplib::Response& response) {
+  const std::string asked = request.method + " " + request.path;
+  if (methods.empty()) {
+    return write_error(response, not_found("there is no " + asked +
+                                           "; clients of OpenAI's API take http://HOST:PORT/v1 as their base address"));
+  }
+  std::string allowed;
+  for (const std::string& method : methods) allowed += (allowed.empty() ? "" : ", ") + method;
+  response.set_header("Allow", allowed);
+  write_error(response, invalid_argument("there is no " + asked + ", only " + allowed), 405);
 }
 
 // "ADDRESS PORT" of one end of a socket; empty if it is none, or not connected.
@@ -43,6 +57,9 @@ std::string end_of(int socket, Name name) {
     return "";
   return std::string(host.data()) + " " + port.data();
 }
+
+// Beside those whose requests work: clients that are slow, or idle, or only ask how the server is.
+constexpr size_t kFurtherConnections = 256;
 
 constexpr int kNoSocket = -1, kUnknown = -2;
 
@@ -115,27 +132,30 @@ Connected connected_of(const httplib::Request& request) {
   };
 }
 
-// Handlers have the library's border, which answers 500. This one is around the rest of a connection, such as the
-// memory for its header.
-class GuardedPool final : public httplib::ThreadPool {
+class Connections final : public httplib::TaskQueue {
  public:
-  using ThreadPool::ThreadPool;
-  void enqueue(std::function<void()> connection) override {
-    ThreadPool::enqueue([connection = std::move(connection)] { within_border("a connection", connection); });
-  }
+  explicit Connections(size_t most) : pool_(most) {}
+  void enqueue(std::function<void()> connection) override { pool_.enqueue(std::move(connection)); }
+  void shutdown() override { pool_.shutdown(); }
+
+ private:
+  ConnectionPool pool_;
 };
 
 // An answer that `write` makes while it is sent. If that throws or says that it is not whole, the connection ends
-// without the last chunk, so that nobody takes the answer for whole.
-void send_as_made(const std::string& path, const std::string& content_type,
+// without the last chunk, so that nobody takes the answer for whole. HTTP/1.0 knows no chunks: there the end of the
+// connection is the end of the body.
+void send_as_made(const httplib::Request& request, const std::string& content_type,
                   std::function<bool(httplib::DataSink&)> write, httplib::Response& response) {
-  response.set_chunked_content_provider(content_type,
-                                        [path, write = std::move(write)](size_t, httplib::DataSink& sink) {
-                                          bool whole = false;
-                                          within_border(path, [&] { whole = write(sink); });
-                                          if (whole) sink.done();
-                                          return whole;
-                                        });
+  const auto provide = [path = request.path, write = std::move(write)](size_t, httplib::DataSink& sink) {
+    bool whole = false;
+    within_border(path, [&] { whole = write(sink); });
+    if (whole) sink.done();
+    return whole;
+  };
+  if (request.version != "HTTP/1.0") return response.set_chunked_content_provider(content_type, provide);
+  response.set_content_provider(content_type, provide);
+  end_after(response);
 }
 
 }  // namespace
@@ -143,16 +163,12 @@ void send_as_made(const std::string& path, const std::string& content_type,
 struct Server::State {
   explicit State(Options o) : options(std::move(o)) {}
 
-  struct Route {
-    std::string method, path;
-    Handler handler;
-  };
-
   Options options;
   std::optional<Access> access;  // from start() on
   httplib::Server server;
-  std::vector<Route> routes;
+  Router router;
   std::vector<std::pair<std::string, std::function<std::string()>>> headers;
+  Places places{static_cast<size_t>(options.threads)};
   std::jthread listener;
 
   // Answers a request that may not go on to its route.
@@ -162,10 +178,10 @@ struct Server::State {
   }
 
   void configure();
-  void read_and_answer(const Handler& handler, const httplib::Request& request, const httplib::ContentReader& read,
-                       httplib::Response& response) const;
-  void answer(const Handler& handler, const httplib::Request& request, std::string body,
-              httplib::Response& response) const;
+  void add_methods();
+  void read_and_answer(const httplib::Request& request, const httplib::ContentReader& read,
+                       httplib::Response& response);
+  void answer(const httplib::Request& request, std::string body, httplib::Response& response);
 };
 
 bool Server::State::refused(const httplib::Request& request, httplib::Response& response) const {
@@ -183,48 +199,53 @@ bool Server::State::refused(const httplib::Request& request, httplib::Response& 
   return true;
 }
 
-void Server::State::answer(const Handler& handler, const httplib::Request& request, std::string body,
-                           httplib::Response& response) const {
-  Request native{.path = request.path, .body = std::move(body), .query = [&](const std::string& name) {
-                   return request.get_param_value(name);
-                 }};
-  if (request.matches.size() > 1) native.argument = request.matches[1].str();
+void Server::State::answer(const httplib::Request& request, std::string body, httplib::Response& response) {
+  const Router::Found found = router.find(request.method, request.path);
+  if (!found.route) return no_route(request, found.methods, response);
+  // What reads or cancels takes no place: a server whose places are all taken can still be asked how it is.
+  const std::shared_ptr<void> place = found.route->method == "POST" ? places.take() : nullptr;
+  Request native{
+      .path = request.path, .argument = found.argument, .body = std::move(body), .query = [&](const std::string& name) {
+        return request.get_param_value(name);
+      }};
   native.headers.assign(request.headers.begin(), request.headers.end());
   native.connected = connected_of(request);
-  Response result = handler(native);
+  Response result = found.route->handler(native);
   response.status = result.status;
   for (const auto& [name, value] : result.headers) response.set_header(name, value);
   if (result.status == 429 && !response.has_header("Retry-After")) response.set_header("Retry-After", "1");
   if (result.stream) {
     response.set_header("Cache-Control", "no-cache");
-    const auto write = [stream = std::move(result.stream)](httplib::DataSink& sink) {
+    const auto write = [place, stream = std::move(result.stream)](httplib::DataSink& sink) {
       stream([&](std::string_view data) {
         const std::string event = "data: " + std::string(data) + "\n\n";
         return sink.is_writable() && sink.write(event.data(), event.size());
       });
       return true;
     };
-    send_as_made(request.path, "text/event-stream", write, response);
+    send_as_made(request, "text/event-stream", write, response);
   } else if (result.pieces) {
-    const auto write = [pieces = std::move(result.pieces)](httplib::DataSink& sink) {
+    const auto write = [place, pieces = std::move(result.pieces)](httplib::DataSink& sink) {
       return pieces([&](std::string_view data) { return sink.is_writable() && sink.write(data.data(), data.size()); });
     };
-    send_as_made(request.path, result.content_type, write, response);
+    send_as_made(request, result.content_type, write, response);
   } else if (result.deferred) {
-    const auto write = [path = request.path, deferred = std::move(result.deferred)](httplib::DataSink& sink) {
+    const auto write = [place, path = request.path, deferred = std::move(result.deferred)](httplib::DataSink& sink) {
       const Result<std::string> made = deferred([&] { return sink.is_writable(); });
       if (!made.ok() && made.error().code != Code::kCancelled)
         log::error(path + ": answer not finished: " + made.error().message);
       return made.ok() && sink.write(made->data(), made->size());
     };
-    send_as_made(request.path, result.content_type, write, response);
+    send_as_made(request, result.content_type, write, response);
   } else {
     response.set_content(result.body, result.content_type);
   }
 }
 
 void Server::State::configure() {
-  server.new_task_queue = [threads = options.threads] { return new GuardedPool(static_cast<size_t>(threads)); };
+  server.new_task_queue = [threads = options.threads] {
+    return new Connections(static_cast<size_t>(threads) + kFurtherConnections);
+  };
   server.set_payload_max_length(static_cast<size_t>(options.max_body_bytes));
   server.set_tcp_nodelay(true);
   server.set_keep_alive_max_count(1000);
@@ -263,35 +284,32 @@ void Server::State::configure() {
     response.status = 204;
     for (const auto& [name, value] : access->preflight_headers(head_of(request))) response.set_header(name, value);
   });
-  for (const Route& route : routes) {
-    std::string pattern = route.path;
-    if (pattern.ends_with("/*")) pattern.replace(pattern.size() - 1, 1, "([^/]+)");
-    const auto without_body = [this, &route](const httplib::Request& request, httplib::Response& response) {
-      answer(route.handler, request, "", response);
-    };
-    if (route.method == "GET") {
-      server.Get(pattern, without_body);
-    } else if (route.method == "DELETE") {
-      server.Delete(pattern, without_body);
-    } else {
-      LATHE_CHECK(route.method == "POST");
-      server.Post(pattern, [this, &route](const httplib::Request& request, httplib::Response& response,
-                                          const httplib::ContentReader& read) {
-        read_and_answer(route.handler, request, read, response);
-      });
-    }
-  }
+  add_methods();
+}
+
+// The library's own routes are by regular expression; it is left to read and to write.
+void Server::State::add_methods() {
+  const auto without_body = [this](const httplib::Request& request, httplib::Response& response) {
+    answer(request, "", response);
+  };
+  const auto with_body = [this](const httplib::Request& request, httplib::Response& response,
+                                const httplib::ContentReader& read) { read_and_answer(request, read, response); };
+  server.Get(".*", without_body);
+  server.Delete(".*", without_body);
+  server.Post(".*", with_body);
+  server.Put(".*", with_body);
+  server.Patch(".*", with_body);
 }
 
 // The library would wait for a body until it times out when a request announces none, so it is read here.
-void Server::State::read_and_answer(const Handler& handler, const httplib::Request& request,
-                                    const httplib::ContentReader& read, httplib::Response& response) const {
+void Server::State::read_and_answer(const httplib::Request& request, const httplib::ContentReader& read,
+                                    httplib::Response& response) {
   std::string body;
   const bool complete = !announces_body(request) || read([&](const char* data, size_t size) {
     body.append(data, size);
     return static_cast<int64_t>(body.size()) <= options.max_body_bytes;
   });
-  if (complete) return answer(handler, request, std::move(body), response);
+  if (complete) return answer(request, std::move(body), response);
   end_after(response);
   if (response.status != 413 && static_cast<int64_t>(body.size()) <= options.max_body_bytes) {
     return write_error(response, invalid_argument("the request body ended early"));
@@ -305,7 +323,7 @@ Server::~Server() {
 }
 
 void Server::route(const std::string& method, const std::string& path, Handler handler) {
-  state_->routes.push_back({method, path, std::move(handler)});
+  state_->router.add({method, path, std::move(handler)});
 }
 
 void Server::set_header(const std::string& name, std::function<std::string()> value) {

@@ -1,10 +1,11 @@
 // Server: HTTP/1.1 with server-sent events over cpp-httplib. Knows routes, keys, limits and connections, nothing of
 // models.
 //
-// Threads: start() listens on a thread of its own; handlers run on a bounded pool, one request each, concurrently.
+// Threads: start() listens on a thread of its own; handlers run concurrently, one request each, of POST at most
+// Options::threads at once. GET and DELETE are not counted: they answer at once, also while all others are busy.
 // stop() from any thread but a handler's: no new requests, waits for those in flight.
 // Access: no route sees a request that access.h refuses.
-// Memory: bodies are bounded by max_body_bytes (413 beyond); connections by the pool and its queue.
+// Memory: bodies are bounded by max_body_bytes (413 beyond); connections by the pool (connection_pool.h) and its queue.
 #pragma once
 
 #include <atomic>
@@ -27,7 +28,7 @@ struct Options {
   std::string api_key;  // empty: none asked for; then only loopback addresses may be bound
   // Beside `host`: names under which clients reach it; web pages that may use it (access.h).
   std::vector<std::string> allowed_hosts = {}, allowed_origins = {};
-  int threads = 16;  // requests handled at once
+  int threads = 16;  // requests that work at once; more wait
   int64_t max_body_bytes = 8 << 20;
 };
 
@@ -36,7 +37,7 @@ using Connected = std::function<bool()>;
 
 struct Request {
   std::string path;
-  std::string argument;  // what a trailing "/*" of the route matched
+  std::string argument;  // what a trailing "/*" or "/**" of the route matched
   std::string body;
   std::function<std::string(const std::string& name)> query;  // value of a query parameter, or empty
   Headers headers;
@@ -71,8 +72,8 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  // Before start(). `method`: GET, POST or DELETE; what is posted is JSON. A path may end in "/*". A handler that
-  // throws is answered with 500.
+  // Before start(). `method`: GET, POST or DELETE; what is posted is JSON. A path may end in "/*" or "/**"
+  // (router.h). A handler that throws is answered with 500.
   void route(const std::string& method, const std::string& path, Handler handler);
   // Headers added to every response at the time it is sent.
   void set_header(const std::string& name, std::function<std::string()> value);

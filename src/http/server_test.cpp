@@ -7,7 +7,13 @@
 
 #include <atomic>
 #include <cctype>
+#include <functional>
+#include <future>
 #include <map>
+#include <memory>
+#include <vector>
+
+#include "http/router.h"
 
 namespace lathe::http {
 namespace {
@@ -57,6 +63,13 @@ class Connection {
     return reply;
   }
 
+  // All until the server ends the connection.
+  std::string read_all() {
+    while (receive()) {
+    }
+    return buffer_;
+  }
+
  private:
   bool receive() {
     char piece[4096];
@@ -73,6 +86,9 @@ class Connection {
 class ServerTest : public testing::Test {
  protected:
   void start(Options options = {}) {
+    start_with([](Server&) {}, std::move(options));
+  }
+  void start_with(const std::function<void(Server&)>& add_routes, Options options = {}) {
     options.port = 0;
     options.threads = 4;
     server_ = std::make_unique<Server>(std::move(options));
@@ -89,6 +105,7 @@ class ServerTest : public testing::Test {
       ++taught_;
       return Response{.body = "{\"deleted\": \"" + request.argument + "\"}"};
     });
+    add_routes(*server_);
     const Status started = server_->start();
     ASSERT_TRUE(started.ok()) << started.error().message;
   }
@@ -262,7 +279,7 @@ TEST_F(ServerTest, TheBodyOfARefusedRequestIsNoRequest) {
                {"POST /v1/learn HTTP/1.1\r\n" + host + "Content-Type: text/plain\r\n", 415},
                {"POST /v1/learn HTTP/1.1\r\n" + host + "Content-Type: multipart/form-data; boundary=x\r\n", 415},
                {"POST /v1/nothing HTTP/1.1\r\n" + host + "Content-Type: text/plain\r\n", 415},
-               {"PUT /v1/learn HTTP/1.1\r\n" + host + kJson, 404},
+               {"PUT /v1/learn HTTP/1.1\r\n" + host + kJson, 405},
                {"GET /v1/kept HTTP/1.1\r\n" + host, 400},
                {"OPTIONS /v1/learn HTTP/1.1\r\n" + host, 400},
                {"DELETE /v1/learn/x HTTP/1.1\r\n" + host, 400}};
@@ -317,6 +334,97 @@ TEST_F(ServerTest, AConnectionIsUsedAgain) {
     EXPECT_EQ(connection.read().status, 200);
   }
   EXPECT_EQ(taught_, 3);
+}
+
+// Half a request holds a connection for as long as its sender likes; so do idle ones. The server must stay answerable.
+TEST_F(ServerTest, HealthIsAnsweredWhileOthersHoldTheServer) {
+  start();  // four places
+  std::vector<std::unique_ptr<Connection>> slow;
+  for (int i = 0; i < 20; ++i) {
+    slow.push_back(std::make_unique<Connection>(server_->port()));
+    slow.back()->send("POST /v1/learn HTTP/1.1\r\nHost: " + own_host() + "\r\n" + kJson +
+                      "Content-Length: 100\r\n\r\n{");
+  }
+  EXPECT_EQ(ask("GET /healthz", "Host: " + own_host() + "\r\n").status, 200);
+  EXPECT_EQ(learn("Host: " + own_host() + "\r\n" + kJson).status, 200) << "they have no place before they are read";
+}
+
+TEST_F(ServerTest, HealthIsAnsweredWhileAllPlacesAreTaken) {
+  std::promise<void> let_go;
+  const std::shared_future<void> until = let_go.get_future().share();
+  start_with([&](Server& server) {
+    server.route("POST", "/v1/wait", [until](const Request&) {
+      return Response{.stream = [until](const SendEvent& send) {
+        send("begun");
+        until.wait();
+      }};
+    });
+  });
+  const std::string host = "Host: " + own_host() + "\r\n";
+  std::vector<std::unique_ptr<Connection>> streams;
+  for (int i = 0; i < 5; ++i) {
+    streams.push_back(std::make_unique<Connection>(server_->port()));
+    streams.back()->send("POST /v1/wait HTTP/1.1\r\n" + host + kJson + "Content-Length: 2\r\n\r\n{}");
+    if (i == 4) continue;
+    EXPECT_EQ(streams.back()->read().status, 200) << "a stream under way";
+  }
+  EXPECT_EQ(ask("GET /healthz", host).status, 200);
+  EXPECT_EQ(ask("DELETE /v1/learn/x", host).status, 200);
+  EXPECT_EQ(taught_, 1);
+  let_go.set_value();
+  EXPECT_EQ(streams.back()->read().status, 200) << "the fifth has a place now";
+}
+
+TEST_F(ServerTest, AddressesAsPeopleWriteThem) {
+  start();
+  const std::string host = "Host: " + own_host() + "\r\n";
+  for (const char* path : {"/v1/kept", "/kept", "/v1/v1/kept", "//v1/kept", "/v1//kept/", "/v1/kept/"})
+    EXPECT_EQ(ask(std::string("GET ") + path, host).status, 200) << path;
+  for (const char* path : {"/v1", "/", "/v2/kept", "/v1/kept/more", "/v1/healthz"})
+    EXPECT_EQ(ask(std::string("GET ") + path, host).status, 404) << path;
+  EXPECT_NE(ask("GET /v2/kept", host).body.find("/v1"), std::string::npos);
+  Reply wrong_method = ask("POST /v1/kept", host + kJson, "{}");
+  EXPECT_EQ(wrong_method.status, 405);
+  EXPECT_EQ(wrong_method.headers["allow"], "GET");
+  EXPECT_EQ(ask("PUT /v1/learn", host + kJson, "{}").status, 405);
+  EXPECT_EQ(taught_, 0);
+}
+
+TEST(RouterTest, ArgumentsMayHaveSlashes) {
+  Router router;
+  router.add({"GET", "/v1/models", {}});
+  router.add({"GET", "/v1/models/**", {}});
+  router.add({"DELETE", "/v1/learn/*", {}});
+  EXPECT_EQ(router.find("GET", "/v1/models/acme/lathe-7b").argument, "acme/lathe-7b");
+  EXPECT_EQ(router.find("GET", "/models/acme/lathe-7b/").argument, "acme/lathe-7b");
+  EXPECT_EQ(router.find("GET", "/v1/models/v1").argument, "v1");
+  EXPECT_EQ(router.find("HEAD", "/v1/models").route->path, "/v1/models");
+  EXPECT_EQ(router.find("DELETE", "/v1/learn/a").argument, "a");
+  EXPECT_EQ(router.find("DELETE", "/v1/learn/a/b").route, nullptr);
+  EXPECT_EQ(router.find("DELETE", "/v1/learn").route, nullptr);
+  EXPECT_EQ(router.find("GET", "/v1/learn/a").methods, std::vector<std::string>{"DELETE"});
+}
+
+// HTTP/1.0 knows no chunks: what is sent as it is made ends with the connection, also one that asked to be kept.
+TEST_F(ServerTest, AnOldClientReadsToTheEnd) {
+  start_with([](Server& server) {
+    server.route("POST", "/v1/stream", [](const Request&) {
+      return Response{.stream = [](const SendEvent& send) {
+        send("one");
+        send("[DONE]");
+      }};
+    });
+  });
+  for (const char* more : {"", "Connection: keep-alive\r\n"}) {
+    Connection connection(server_->port());
+    connection.send("POST /v1/stream HTTP/1.0\r\n" + kJson + more + "Content-Length: 2\r\n\r\n{}");
+    const std::string all = connection.read_all();
+    EXPECT_EQ(all.find("chunked"), std::string::npos) << all;
+    EXPECT_TRUE(all.ends_with("\r\n\r\ndata: one\n\ndata: [DONE]\n\n")) << all;
+  }
+  Connection plain(server_->port());
+  plain.send("GET /v1/kept HTTP/1.0\r\n\r\n");
+  EXPECT_EQ(plain.read().status, 200);
 }
 
 TEST(ServerStart, ListensOnIpv6) {

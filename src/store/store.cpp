@@ -75,6 +75,13 @@ double now() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
+// `native` is the operating system's number, by which a full disk is known.
+Error database_error(sqlite3* db, int code) {
+  const bool damaged = code == SQLITE_CORRUPT || code == SQLITE_NOTADB;
+  const int native = code == SQLITE_FULL ? ENOSPC : code == SQLITE_IOERR ? sqlite3_system_errno(db) : 0;
+  return {damaged ? Code::kCorruption : Code::kIo, std::string("database: ") + sqlite3_errmsg(db), native};
+}
+
 // One prepared statement with its values bound. Columns are read as they are asked for.
 class Statement {
  public:
@@ -92,8 +99,7 @@ class Statement {
     const int code = statement_ ? sqlite3_step(statement_) : sqlite3_errcode(db_);
     if (code == SQLITE_ROW) return true;
     if (code == SQLITE_DONE) return false;
-    const bool damaged = code == SQLITE_CORRUPT || code == SQLITE_NOTADB;
-    return Error{damaged ? Code::kCorruption : Code::kIo, std::string("database: ") + sqlite3_errmsg(db_), code};
+    return database_error(db_, code);
   }
   int64_t integer(int column) const { return sqlite3_column_int64(statement_, column); }
   double real(int column) const { return sqlite3_column_double(statement_, column); }
@@ -148,9 +154,7 @@ struct Store::State {
 
   Status script(const std::string& sql) {
     if (sqlite3_exec(db, sql.c_str(), nullptr, nullptr, nullptr) == SQLITE_OK) return {};
-    const int code = sqlite3_errcode(db);
-    return Error{code == SQLITE_NOTADB || code == SQLITE_CORRUPT ? Code::kCorruption : Code::kIo,
-                 std::string("database: ") + sqlite3_errmsg(db), code};
+    return database_error(db, sqlite3_errcode(db));
   }
 
   // All that `work` does, or nothing of it.
@@ -190,7 +194,7 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& path) {
   LATHE_TRY(keep_private(path));
   auto state = std::make_unique<State>();
   if (sqlite3_open_v2(path.c_str(), &state->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr) != SQLITE_OK) {
-    return Error{Code::kIo, "cannot open " + path + ": " + sqlite3_errmsg(state->db)};
+    return database_error(state->db, sqlite3_errcode(state->db)).at(path);
   }
   sqlite3_busy_timeout(state->db, 5000);
   LATHE_TRY(state->script("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;").at(path));

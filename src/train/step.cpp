@@ -52,7 +52,7 @@ int64_t graded_tokens(const Batch& batch) {
   return batch.weights.count_nonzero().item<int64_t>();
 }
 
-const Error kLossNotFinite = invalid_argument("the loss is not finite; the update was dropped");
+const Error kLossNotFinite = internal("the loss is not finite; the update was dropped");
 
 using Clock = std::chrono::steady_clock;
 

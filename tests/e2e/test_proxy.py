@@ -203,7 +203,7 @@ def test_tokens_that_show_no_turn_are_refused(hold, attach):
 
 def test_without_the_proxy_there_is_none(hold, attach):
     lathe = attach(hold(), "--tokens=server", over_http=True)
-    assert lathe.call(CHAT, {"messages": [QUESTION]}).status == 404
+    assert lathe.call(CHAT, {"messages": [QUESTION]}).status == 405
     assert lathe.call(CHAT).json["data"] == []
     with pytest.raises(RuntimeError, match="--vllm"):
         attach(hold(), "--proxy")
