@@ -24,7 +24,7 @@ int status_of(const Error& error) {
     case Code::kCancelled:
       return 503;
     case Code::kIo:
-      return error.native == ENOSPC ? 507 : 500;
+      return error.native == ENOSPC || error.native == EDQUOT ? 507 : 500;
     case Code::kCorruption:
     case Code::kInternal:
       return 500;

@@ -249,6 +249,14 @@ def test_a_directory_that_cannot_take_the_sync(serve, tmp_path, tiny_model):
         assert reply.status == 507 and "free" in reply.error
         assert (model / "model.safetensors").read_bytes() == weights
         assert not list(model.glob("*.lathe-new"))
+        # Until there is no room for the smallest write: the lesson's own record cannot be kept, so it is refused.
+        subprocess.run("head -c 4M /dev/zero > fill", shell=True, cwd=small, stderr=subprocess.DEVNULL)
+        version = server.call("/healthz").json["version"]
+        reply = server.call(LEARN, {"messages": TURNS, "steps": 1})
+        assert reply.status == 507 and "full" in reply.error
+        assert server.call("/healthz").json["version"] == version, "nothing was learned"
+        (small / "fill").unlink()
+        assert server.call(LEARN, {"messages": TURNS, "steps": 1}).status == 200
         assert server.ask("hello", max_tokens=2) is not None
         assert server.stop() == 1, "a last version that could not be made durable is a failure, and is said"
         assert "free" in server.log
