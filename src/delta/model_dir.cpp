@@ -3,6 +3,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "delta/other_formats.h"
+
 namespace lathe::delta {
 namespace {
 
@@ -36,8 +38,7 @@ Result<ModelDir> ModelDir::open(io::Env& env, const std::string& directory) {
     return dir;
   }
   if (!LATHE_TRY(env.exists(index))) {
-    return not_found(directory + " has neither " + kSingle + " nor " + kIndex +
-                     "; is it a Hugging Face model directory?");
+    return no_safetensors(env, directory);
   }
   const auto files = LATHE_TRY(read_index(env, index));
   std::set<std::string> shards;

@@ -2,18 +2,17 @@
 
 #include <cerrno>
 
+#include "delta/other_formats.h"
+
 namespace lathe::delta {
 
 Status check_model_directory(io::Env& env, const std::string& directory) {
   if (!LATHE_TRY(env.exists(directory))) return not_found("there is no model directory " + directory);
-  if (!LATHE_TRY(env.stat(directory)).is_directory)
-    return not_found(directory + " is a file; name the model directory that it is in");
+  if (!LATHE_TRY(env.stat(directory)).is_directory) return is_a_file(env, directory);
   for (const char* file : {"model.safetensors", "model.safetensors.index.json"}) {
     if (LATHE_TRY(env.exists(directory + "/" + file))) return {};
   }
-  return not_found(directory +
-                   " has neither model.safetensors nor model.safetensors.index.json; is it a Hugging Face model "
-                   "directory?");
+  return no_safetensors(env, directory);
 }
 
 namespace {

@@ -36,14 +36,15 @@ struct Paths {
   std::string directory, lathe, deltas, incoming, state, journal, pushed, server, owner_lock, history_lock;
 };
 
-// kNotFound, naming what is missing, if `directory` is not a model directory: nothing may be created in it.
+// kNotFound or kUnsupported, saying what it is instead (other_formats.h), if `directory` is no model directory with
+// safetensors: nothing may be created in one that is not.
 Status check_model_directory(io::Env& env, const std::string& directory);
 
 // What `lathe publish` appends to its link's name for the directory of generations.
 inline constexpr const char* kGenerations = ".generations";
 
 // The lock of the one process that trains or serves the directory, for as long as it does: nobody else may make
-// versions. kConflict if there is one; kInvalidArgument for a published generation, which must not change; kNotFound as
+// versions. kConflict if there is one; kInvalidArgument for a published generation, which must not change; else as
 // check_model_directory().
 Result<std::unique_ptr<io::FileLock>> lock_directory(io::Env& env, const std::string& directory);
 

@@ -8,6 +8,8 @@
 #include <set>
 #include <utility>
 
+#include "io/lfs.h"
+
 namespace lathe::delta {
 namespace {
 
@@ -159,8 +161,9 @@ Result<Header> parse_header(std::span<const std::byte> file, uint64_t file_size)
 
 Result<Header> read_header(const io::RandomAccessFile& file) {
   const uint64_t size = file.size();
-  std::vector<std::byte> head(std::min<uint64_t>(8, size));
+  std::vector<std::byte> head(std::min<uint64_t>(io::kLfsMark, size));
   LATHE_TRY(file.read_at(0, head));
+  LATHE_TRY(io::refuse_lfs_pointer({reinterpret_cast<const char*>(head.data()), head.size()}));
   head.resize(LATHE_TRY(header_bytes(head, size)));
   LATHE_TRY(file.read_at(0, head));
   return parse_header(head, size);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "io/lfs.h"
+
 namespace lathe::io {
 
 Result<bool> Env::exists(const std::string& path) {
@@ -16,6 +18,7 @@ Result<std::string> read_text(Env& env, const std::string& path) {
   const auto file = LATHE_TRY(env.open_read(path));
   std::string text(file->size(), '\0');
   LATHE_TRY(file->read_at(0, std::as_writable_bytes(std::span(text))));
+  LATHE_TRY(refuse_lfs_pointer(text).at(path));
   return text;
 }
 

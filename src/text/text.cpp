@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "delta/other_formats.h"
 #include "text/turn_spans.h"
 
 namespace lathe::text {
@@ -25,7 +26,10 @@ std::string template_of(const Json& config) {
   if (found->is_string()) return found->get<std::string>();
   if (!found->is_array()) return "";
   for (const Json& entry : *found) {
-    if (entry.is_object() && entry.value("name", "") == "default") return entry.value("template", "");
+    const auto text = [&](const char* field) {
+      return entry.contains(field) && entry[field].is_string() ? entry[field].get<std::string>() : std::string();
+    };
+    if (entry.is_object() && text("name") == "default") return text("template");
   }
   return "";
 }
@@ -51,6 +55,7 @@ Json special_variables(const Json& config, const Json& special_map) {
 Result<Text> Text::load(io::Env& env, const std::string& directory) {
   Text text;
   const std::string path = directory + "/tokenizer.json";
+  if (!LATHE_TRY(env.exists(path))) return delta::no_tokenizer(env, directory);
   const std::string tokenizer_json = LATHE_TRY(io::read_text(env, path));
   text.tokenizer_ = LATHE_TRY(Tokenizer::parse(tokenizer_json).at(path));
 
