@@ -15,10 +15,12 @@
 #include "commands.h"
 #include "daemon/attach.h"
 #include "delta/model_dir.h"
+#include "delta/other_formats.h"
 #include "gpu/device.h"
 #include "history/sync.h"
 #include "io/env.h"
 #include "model/config.h"
+#include "model/directory.h"
 #include "model/model.h"
 #include "text/text.h"
 #include "train/estimate.h"
@@ -70,34 +72,36 @@ class Doctor {
     findings_.push_back(processor());
     findings_.push_back(graphics());
     if (directory_.empty()) return findings_;
-    if (const Status model = delta::check_model_directory(env_, directory_); !model.ok()) {
-      findings_.push_back({"directory", false, model.error().message});
+    if (const Status files = delta::check_model_files(env_, directory_); !files.ok()) {
+      findings_.push_back({"files", false, files.error().message});
+      writable();
       return findings_;
     }
-    model::ModelConfig config;
-    const bool known = read_config(config);
+    const auto config = model::read_config(env_, directory_);
+    findings_.push_back({"config", config.ok(), config.ok() ? describe(*config) : config.error().message});
     if (const auto dir = delta::ModelDir::open(env_, directory_); dir.ok()) {
-      weights(*dir, known ? &config : nullptr);
+      weights(*dir, config.ok() ? &*config : nullptr);
     } else {
       findings_.push_back({"weights", false, dir.error().message});
     }
-    text();
+    text(config.ok() ? &*config : nullptr);
     writable();
     return findings_;
   }
 
  private:
-  bool read_config(model::ModelConfig& config) {
-    const auto read = [&]() -> Result<model::ModelConfig> {
-      const std::string text = LATHE_TRY(io::read_text(env_, directory_ + "/config.json"));
-      return model::ModelConfig::parse(text);
-    }();
-    if (read.ok()) config = *read;
-    findings_.push_back(
-        {"config", read.ok(),
-         read.ok() ? std::to_string(config.layers) + " layers, hidden size " + std::to_string(config.hidden_size)
-                   : read.error().message});
-    return read.ok();
+  static std::string describe(const model::ModelConfig& config) {
+    char base[32];
+    std::snprintf(base, sizeof base, "%g", config.rope_theta);
+    return std::to_string(config.layers) + " layers, hidden size " + std::to_string(config.hidden_size) +
+           ", rotary base " + base + (config.llama3_rope ? " (llama3)" : "") +
+           (config.tie_embeddings ? ", head tied to the embedding" : "");
+  }
+
+  // By the checks that `serve`, `train` and `attach` refuse by: headers first, then every number.
+  static Status check(const model::ModelConfig& config, const delta::ModelDir& dir) {
+    LATHE_TRY(model::check_tensors(config, dir));
+    return model::check_numbers(config, dir);
   }
 
   void weights(const delta::ModelDir& dir, const model::ModelConfig* config) {
@@ -108,19 +112,10 @@ class Doctor {
       const auto stat = env_.stat(directory_ + "/" + shard.file);
       links |= stat.ok() && stat->is_symlink;
     }
-    std::string missing;
-    if (config) {
-      for (const auto& spec : model::Model::parameter_specs(*config)) {
-        for (const auto& part : spec.parts) {
-          const auto* info = dir.find(part.name);
-          if (missing.empty() && (!info || info->shape != part.shape)) missing = part.name;
-        }
-      }
-    }
-    findings_.push_back({"weights", missing.empty(),
-                         missing.empty() ? std::to_string(dir.shards().size()) + " shards, " + mebibytes(bytes)
-                                         : "tensor " + missing +
-                                               " is missing or has a different shape from what config.json calls for"});
+    const Status checked = config ? check(*config, dir) : Status();
+    findings_.push_back({"weights", checked.ok(),
+                         checked.ok() ? std::to_string(dir.shards().size()) + " shards, " + mebibytes(bytes)
+                                      : checked.error().message});
     findings_.push_back(
         {"symbolic links", !links,
          links
@@ -130,7 +125,7 @@ class Doctor {
     findings_.push_back(
         {"disk", free.ok() && *free > bytes + (64 << 20),
          free.ok() ? mebibytes(*free) + " free; a sync needs up to " + mebibytes(bytes) : free.error().message});
-    memory(bytes);
+    if (config && checked.ok()) memory(bytes);
   }
 
   // By the estimate that a running server refuses lessons by.
@@ -157,13 +152,15 @@ class Doctor {
                              " more, one of 1,000 about " + mebibytes(large)});
   }
 
-  void text() {
+  void text(const model::ModelConfig* config) {
     const auto text = text::Text::load(env_, directory_);
-    const bool ok = text.ok() && text->has_chat_template();
+    const Status tokens = text.ok() && config ? model::check_tokens(*config, *text) : Status();
+    const bool ok = text.ok() && tokens.ok() && text->has_chat_template();
     findings_.push_back({"tokenizer", ok,
-                         !text.ok() ? text.error().message
-                         : ok       ? std::to_string(text->tokenizer().size()) + " tokens, with chat template"
-                                    : "no chat template: chat and learn will be refused; add chat_template.jinja"});
+                         !text.ok()     ? text.error().message
+                         : !tokens.ok() ? tokens.error().message
+                         : ok           ? std::to_string(text->tokenizer().size()) + " tokens, with chat template"
+                                        : "no chat template: chat and learn will be refused; add chat_template.jinja"});
   }
 
   void writable() {

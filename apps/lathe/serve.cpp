@@ -4,25 +4,12 @@
 
 #include "commands.h"
 #include "daemon/daemon.h"
-#include "delta/paths.h"
 #include "http/address.h"
-#include "model/model.h"
+#include "io/env.h"
+#include "model/directory.h"
 #include "read_settings.h"
 
 namespace lathe::cli {
-namespace {
-
-// What can be refused before anything is created in the directory.
-Status check(const std::string& directory) {
-  io::Env& env = io::posix_env();
-  LATHE_TRY(delta::check_model_directory(env, directory));
-  LATHE_TRY(model::read_config(env, directory));
-  const std::string tokenizer = directory + "/tokenizer.json";
-  if (!LATHE_TRY(env.exists(tokenizer))) return not_found("there is no " + tokenizer);
-  return {};
-}
-
-}  // namespace
 
 Action add_serve(CLI::App& app) {
   struct Options {
@@ -38,7 +25,7 @@ Action add_serve(CLI::App& app) {
       std::make_shared<config::Sources>(app, config::server_settings(options->settings), std::move(foreign));
   return [options, sources] {
     if (!read_settings("serve", *sources)) return 2;
-    Status served = check(options->directory);
+    Status served = model::check_directory(io::posix_env(), options->directory);
     if (served.ok()) {
       served = daemon::serve(options->directory, options->settings, [&](int port) {
         std::printf("lathe serves %s at http://%s\n", options->directory.c_str(),

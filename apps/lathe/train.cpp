@@ -12,6 +12,7 @@
 #include "gpu/device.h"
 #include "history/history.h"
 #include "history/sync.h"
+#include "model/directory.h"
 #include "model/model.h"
 #include "optim/state_file.h"
 #include "text/text.h"
@@ -175,8 +176,10 @@ Result<bool> train(const TrainOptions& options) {
   const train::RunSettings settings = LATHE_TRY(options.settings());
   LATHE_TRY(settings.validate());
   const c10::Device device = LATHE_TRY(gpu::open(options.device));
-  LATHE_TRY(delta::check_model_directory(env, options.directory));
+  LATHE_TRY(model::check_directory(env, options.directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
+  const model::ModelConfig config = LATHE_TRY(model::read_config(env, options.directory));
+  LATHE_TRY(model::check_tokens(config, text).at(options.directory));
   const auto lock = LATHE_TRY(delta::lock_directory(env, options.directory));
   LATHE_TRY(recover(env, options.directory));
   if (!options.quiet) std::fprintf(stderr, "loading %s and %s\n", options.directory.c_str(), options.data.c_str());

@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "gpu/device.h"
+#include "model/directory.h"
 #include "model/model.h"
 #include "text/text.h"
 #include "train/estimate.h"
@@ -52,9 +53,11 @@ Result<Forecast> forecast(const TrainOptions& options) {
   io::Env& env = io::posix_env();
   train::RunSettings settings = LATHE_TRY(options.settings());
   const c10::Device device = LATHE_TRY(gpu::open(options.device));
+  LATHE_TRY(model::check_directory(env, options.directory));
   const text::Text text = LATHE_TRY(text::Text::load(env, options.directory));
   const model::LoadedModel shapes = LATHE_TRY(model::load_model(env, options.directory, {.device = at::kMeta}));
   const model::ModelConfig& config = shapes.model->config();
+  LATHE_TRY(model::check_tokens(config, text).at(options.directory));
   const TrainData data = LATHE_TRY(read_train_data(options, settings, text, config));
   const train::RunPlan plan = LATHE_TRY(train::plan_run(settings, *data.training, data.evaluation_set()));
 

@@ -9,8 +9,10 @@
 
 #include "base/log.h"
 #include "daemon/life_cycle.h"
+#include "delta/other_formats.h"
 #include "gpu/device.h"
 #include "gpu/ipc_memory.h"
+#include "model/directory.h"
 #include "teach/holder.h"
 #include "text/foreign_tokens.h"
 #include "vllm/import.h"
@@ -117,11 +119,17 @@ LearningRoutes::Grade grade(const text::Text& text, const AttachOptions& options
 
 Result<Imported> import_manifest(io::Env& env, const std::string& asked, const vllm::Manifest& manifest) {
   const std::string directory = LATHE_TRY(shared_directory(asked, manifest.directory));
+  LATHE_TRY(delta::check_model_files(env, directory));
   model::ModelConfig config = LATHE_TRY(model::read_config(env, directory));
+  const delta::ModelDir dir = LATHE_TRY(delta::ModelDir::open(env, directory));
+  LATHE_TRY(model::check_tensors(config, dir).at(directory));
+  LATHE_TRY(model::check_stored_head(config, dir).at(directory));
   const Mapped mapped = LATHE_TRY(map_memories(manifest));
   const auto specs = model::Model::parameter_specs(config);
   weights::WeightStore store =
       LATHE_TRY(vllm::import_weights(manifest, mapped.memories, mapped.device, specs, config.prefix));
+  LATHE_TRY(vllm::check_dtypes(store, dir));
+  model::alias_stored_head(config, dir, store);
   model::LoadedModel loaded{.store = std::make_unique<weights::WeightStore>(std::move(store))};
   loaded.model = std::make_unique<model::Model>(std::move(config), *loaded.store);
   return Imported{directory, std::move(loaded)};
@@ -163,6 +171,7 @@ Status attach(const AttachOptions& options, config::Settings settings, const std
   const int64_t on_disk = LATHE_TRY(recovered_version(env, directory));
   const bool adopt = LATHE_TRY(settle_difference(env, session, imported, options.on_difference));
   const text::Text text = LATHE_TRY(text::Text::load(env, directory));
+  LATHE_TRY(model::check_tokens(imported.loaded.model->config(), text).at(directory));
   if (!options.server.url.empty()) LATHE_TRY(settle_tokens(text, options));
   const auto store = LATHE_TRY(store::Store::open(directory + "/.lathe/lathe.db"));
 

@@ -8,6 +8,7 @@
 #include "delta/model_dir.h"
 #include "engine/engine.h"
 #include "gpu/device.h"
+#include "model/directory.h"
 #include "teach/holder.h"
 
 namespace lathe::daemon {
@@ -18,9 +19,11 @@ Status serve(const std::string& directory, config::Settings settings, const std:
   io::Env& env = io::posix_env();
   const c10::Device device = LATHE_TRY(gpu::open(settings.device));
   if (settings.compute_threads > 0) at::set_num_threads(settings.compute_threads);
+  const text::Text text = LATHE_TRY(text::Text::load(env, directory));
+  const model::ModelConfig config = LATHE_TRY(model::read_config(env, directory));
+  LATHE_TRY(model::check_tokens(config, text).at(directory));
   const auto lock = LATHE_TRY(delta::lock_directory(env, directory));
   const int64_t on_disk = LATHE_TRY(recovered_version(env, directory));
-  const text::Text text = LATHE_TRY(text::Text::load(env, directory));
   model::LoadedModel loaded = LATHE_TRY(model::load_model(env, directory, {.device = device}));
   const auto store = LATHE_TRY(store::Store::open(directory + "/.lathe/lathe.db"));
   log::info("loaded " + directory + ": " + std::to_string(loaded.store->element_count() / 1'000'000) +

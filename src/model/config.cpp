@@ -14,7 +14,12 @@ namespace {
 using Json = nlohmann::json;
 
 Result<Json> parse_object(std::string_view text, const char* name) {
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  Json json;
+  try {
+    json = Json::parse(text);
+  } catch (const Json::exception& e) {
+    return invalid_argument(std::string(name) + " is not JSON: " + e.what());
+  }
   if (!json.is_object()) return invalid_argument(std::string(name) + " is not a JSON object");
   return json;
 }
@@ -54,9 +59,10 @@ Result<ModelConfig> read_model(const Json& json) {
     if (outer.error()) return *outer.error();
     return config;
   }
+  if (outer.error()) return *outer.error();
   if (!outer.has("text_config")) return invalid_argument("config.json has no text_config");
   if (outer.has("quantization_config")) return quantised(outer);
-  ConfigFields text(outer.object("text_config"));
+  ConfigFields text(outer.object("text_config"), "config.json: text_config");
   if (const std::string type = text.text("model_type", ""); type != found.family->model_type) {
     return unsupported("text_config: model_type '" + type + "' is not supported in '" +
                        std::string(found.family->wrapper_type) + "'; supported is " +
@@ -90,7 +96,7 @@ Result<ModelConfig> ModelConfig::parse(std::string_view config_json, std::string
   }
   if (!generation_config_json.empty()) {
     const Json generation = LATHE_TRY(parse_object(generation_config_json, "generation_config.json"));
-    ConfigFields generation_fields(generation);
+    ConfigFields generation_fields(generation, "generation_config.json");
     add_missing(config.eos_tokens, generation_fields.ids("eos_token_id"));
     if (generation_fields.error()) return *generation_fields.error();
   }

@@ -21,6 +21,7 @@ enum class Mixer { kAttention, kDelta };
 struct Llama3Rope {
   double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
   double original_max_positions = 8192;
+  bool operator==(const Llama3Rope&) const = default;
 };
 
 // How a norm applies its weight to n = x / sqrt(mean(x²) + eps); c rounds to the compute dtype.

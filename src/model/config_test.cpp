@@ -43,6 +43,77 @@ TEST(Config, ReadsOldAndNewRopeFields) {
   EXPECT_EQ(llama3->llama3_rope->factor, 32);
 }
 
+// Every nesting that transformers 4 and 5 write, and what each means there.
+TEST(Rope, IsReadInEveryNesting) {
+  struct Case {
+    const char* json;
+    double theta;
+    bool llama3;
+  };
+  const std::vector<Case> cases = {
+      {R"("rope_theta":7)", 7, false},
+      {R"("rope_theta":7,"rope_scaling":null)", 7, false},
+      {R"("rope_theta":7,"rope_scaling":{})", 7, false},
+      {R"("rope_theta":7,"rope_scaling":{"type":"default"})", 7, false},
+      {R"("rope_parameters":{"rope_theta":7})", 7, false},
+      {R"("rope_parameters":{"rope_theta":7,"rope_type":"default"},"rope_theta":1)", 7, false},
+      {R"("rope_parameters":{"rope_type":"default"},"rope_theta":7)", 7, false},
+      {R"("rope_parameters":{"rope_theta":7,"rope_type":"default","mrope_section":[1,1,2],"mrope_interleaved":true})",
+       7, false},
+      {R"("rope_parameters":{"full_attention":{"rope_theta":7,"rope_type":"default"}})", 7, false},
+      {R"("rope_parameters":{"full_attention":{"rope_theta":7},"sliding_attention":{"rope_theta":1},"rope_theta":10000})",
+       7, false},
+      {R"("rope_parameters":{"full_attention":{"rope_theta":7},"sliding_attention":null})", 7, false},
+      {R"("rope_parameters":{"full_attention":{"rope_type":"llama3","rope_theta":7,"factor":8,"low_freq_factor":1,"high_freq_factor":4}})",
+       7, true},
+      {R"("rope_scaling":{"full_attention":{"rope_theta":7}})", 7, false},
+      {R"("rope_theta":7,"rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4})", 7,
+       true},
+      {R"("rope_parameters":{"rope_theta":7},"rope_scaling":{"rope_type":"default","rope_theta":7})", 7, false},
+      {R"("rope_parameters":{},"rope_scaling":{"rope_theta":7})", 7, false},
+  };
+  for (const Case& one : cases) {
+    const auto c = ModelConfig::parse(with(one.json));
+    ASSERT_TRUE(c.ok()) << one.json << ": " << c.error().message;
+    EXPECT_EQ(c->rope_theta, one.theta) << one.json;
+    EXPECT_EQ(c->llama3_rope.has_value(), one.llama3) << one.json;
+  }
+}
+
+TEST(Rope, IsRefusedByNameWhereItCannotBeRead) {
+  const std::vector<std::pair<const char*, const char*>> cases = {
+      {R"("rope_scaling":{"type":"linear","factor":2})", "'linear'"},
+      {R"("rope_scaling":{"rope_type":"dynamic","factor":2})", "'dynamic'"},
+      {R"("rope_parameters":{"rope_theta":7,"factor":2})", "factor"},
+      {R"("rope_scaling":{"factor":2})", "factor"},
+      {R"("rope_parameters":{"rope_theta":7},"rope_scaling":{"type":"yarn","factor":4})", "yarn"},
+      {R"("rope_parameters":{"rope_theta":7},"rope_scaling":{"rope_theta":8})", "rope_scaling say different things"},
+      {R"("rope_parameters":{"full_attention":{"rope_theta":7,"rope_type":"yarn"}})", "yarn"},
+      {R"("rope_parameters":{"full_attention":null,"sliding_attention":{"rope_theta":7}})", "no full_attention"},
+      {R"("rope_parameters":{"full_attention":7})", "rope_parameters: full_attention must be an object"},
+      {R"("rope_parameters":{"rope_theta":"large"})",
+       "rope_parameters: rope_theta must be a positive number, not \"large\""},
+      {R"("rope_parameters":[7])", "rope_parameters must be an object"},
+      {R"("rope_scaling":{"rope_type":"llama3","factor":8,"low_freq_factor":1})", "needs a high_freq_factor"},
+      {R"("rope_scaling":{"rope_type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4})", "greater than"},
+      {R"("rope_scaling":{"rope_type":["llama3"]})", "rope_type must be a string"},
+  };
+  for (const auto& [json, named] : cases)
+    EXPECT_NE(refusal(json).find(named), std::string::npos) << json << ": " << refusal(json);
+}
+
+TEST(Rope, TakesTheTrainedLengthWhereTransformersDoes) {
+  const std::string scaling = R"({"rope_type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4)";
+  const auto trained = [&](const std::string& more) {
+    return ModelConfig::parse(with(more)).value().llama3_rope->original_max_positions;
+  };
+  EXPECT_EQ(trained(R"("max_position_embeddings":4096,"rope_scaling":)" + scaling + "}"), 4096);
+  EXPECT_EQ(trained(R"("rope_scaling":)" + scaling + R"(,"original_max_position_embeddings":512})"), 512);
+  EXPECT_EQ(trained(R"("original_max_position_embeddings":256,"rope_scaling":)" + scaling +
+                    R"(,"original_max_position_embeddings":512})"),
+            256);
+}
+
 TEST(Config, MergesTheStopTokensOfGenerationConfig) {
   const auto c = ModelConfig::parse(with(""), R"({"eos_token_id":[3,9]})");
   ASSERT_TRUE(c.ok());
@@ -112,7 +183,84 @@ TEST(Config, RefusesByName) {
   EXPECT_NE(ModelConfig::parse(R"({"model_type":"mamba"})").error().message.find("mamba"), std::string::npos);
   EXPECT_NE(ModelConfig::parse(R"({"model_type":"llama"})").error().message.find("vocab_size"), std::string::npos);
   EXPECT_FALSE(ModelConfig::parse("[1]").ok());
-  EXPECT_FALSE(ModelConfig::parse("{").ok());
+  // Python writes these, and no JSON has them.
+  EXPECT_NE(refusal(R"("rope_theta":Infinity)").find("config.json is not JSON"), std::string::npos);
+  EXPECT_NE(refusal(R"("rms_norm_eps":NaN)").find("last read: '\"rms_norm_eps\":N'"), std::string::npos);
+}
+
+// Any value in any field, in place of what belongs there: read or refused, and the file named that it is in.
+TEST(Config, ValuesOfOtherKindsAreRefusedByFieldAndFile) {
+  const std::vector<std::string> values = {
+      "null", "true",   "-1",    "0",       "1e308", "1.5",      "18446744073709551615", "\"text\"", "\"\\ud800\"",
+      "[]",   "[null]", "[[1]]", "[\"a\"]", "{}",    "{\"a\":1}"};
+  const std::vector<std::string> fields = {"model_type",
+                                           "vocab_size",
+                                           "hidden_size",
+                                           "intermediate_size",
+                                           "num_hidden_layers",
+                                           "num_attention_heads",
+                                           "num_key_value_heads",
+                                           "head_dim",
+                                           "max_position_embeddings",
+                                           "rms_norm_eps",
+                                           "rope_theta",
+                                           "rope_scaling",
+                                           "rope_parameters",
+                                           "partial_rotary_factor",
+                                           "tie_word_embeddings",
+                                           "hidden_act",
+                                           "attention_bias",
+                                           "mlp_bias",
+                                           "layer_types",
+                                           "architectures",
+                                           "use_sliding_window",
+                                           "quantization_config",
+                                           "pad_token_id",
+                                           "bos_token_id",
+                                           "eos_token_id",
+                                           "is_causal",
+                                           "text_config"};
+  int64_t refused = 0;
+  for (const std::string& field : fields) {
+    for (const std::string& value : values) {
+      const auto c = ModelConfig::parse(with("\"" + field + "\":" + value));
+      if (c.ok()) continue;
+      ++refused;
+      EXPECT_TRUE(c.error().message.find(field) != std::string::npos ||
+                  c.error().message.find("is not JSON") != std::string::npos ||
+                  c.error().message.find("dimensions of a head") != std::string::npos ||
+                  c.error().message.find("quantised") != std::string::npos ||
+                  c.error().message.find("architecture") != std::string::npos)
+          << field << "=" << value << ": " << c.error().message;
+    }
+  }
+  EXPECT_GT(refused, 200);
+  const auto generation = ModelConfig::parse(with(""), R"({"eos_token_id":"2"})");
+  ASSERT_FALSE(generation.ok());
+  EXPECT_EQ(generation.error().message,
+            "generation_config.json: eos_token_id must be a token id or a list of them, not \"2\"");
+}
+
+TEST(Config, SizesThatNoModelHasAreRefusedBeforeAnythingOfThemIsMade) {
+  EXPECT_NE(refusal(R"("num_hidden_layers":2147483648)").find("num_hidden_layers"), std::string::npos);
+  EXPECT_NE(refusal(R"("num_attention_heads":2147483648)").find("num_attention_heads"), std::string::npos);
+}
+
+TEST(Config, MinusOneNamesNoToken) {
+  const auto c = ModelConfig::parse(with(R"("pad_token_id":-1)"));
+  ASSERT_TRUE(c.ok()) << c.error().message;
+  EXPECT_FALSE(c->pad_token.has_value());
+}
+
+TEST(Config, LayersAndTasksOfOtherKindsAreRefusedByName) {
+  EXPECT_EQ(refusal(R"("layer_types":["full_attention","full_attention"])"), "accepted");
+  EXPECT_NE(refusal(R"("layer_types":["full_attention","sliding_attention"])").find("sliding_attention"),
+            std::string::npos);
+  EXPECT_NE(refusal(R"("layer_types":["full_attention"])").find("1 entries for 2 layers"), std::string::npos);
+  EXPECT_NE(refusal(R"("architectures":["LlamaForSequenceClassification"])").find("LlamaForSequenceClassification"),
+            std::string::npos);
+  EXPECT_NE(refusal(R"("is_causal":false)").find("is_causal"), std::string::npos);
+  EXPECT_EQ(refusal(R"("hidden_act":"swish")"), "accepted");
 }
 
 TEST(Config, ReadsTheMultipliersOfGranite) {

@@ -1,8 +1,6 @@
-#include <fstream>
-#include <sstream>
-
 #include "delta/model_dir.h"
 #include "io/env.h"
+#include "model/directory.h"
 #include "model/model.h"
 
 namespace lathe::model {
@@ -19,12 +17,11 @@ Result<ModelConfig> read_config(io::Env& env, const std::string& directory) {
 Result<LoadedModel> load_model(io::Env& env, const std::string& directory, const weights::Placement& placement) {
   ModelConfig config = LATHE_TRY(read_config(env, directory));
   const delta::ModelDir dir = LATHE_TRY(delta::ModelDir::open(env, directory));
+  LATHE_TRY(check_tensors(config, dir).at(directory));
+  if (!placement.device.is_meta()) LATHE_TRY(check_stored_head(config, dir).at(directory));
   const auto specs = Model::parameter_specs(config);
   weights::WeightStore loaded = LATHE_TRY(weights::WeightStore::load(dir, specs, placement).at(directory));
-  if (config.tie_embeddings && dir.find("lm_head.weight")) {
-    return invalid_argument(directory +
-                            ": config.json says tie_word_embeddings, but the checkpoint has its own lm_head.weight");
-  }
+  alias_stored_head(config, dir, loaded);
   LoadedModel out;
   out.store = std::make_unique<weights::WeightStore>(std::move(loaded));
   out.model = std::make_unique<Model>(std::move(config), *out.store);

@@ -92,7 +92,7 @@ at::Tensor Model::forward(const at::Tensor& ids, std::span<const SequenceRows> r
 }
 
 at::Tensor Model::final_normed(const at::Tensor& rows, GradientSink* sink) const {
-  return rms_norm(rows, *final_norm_, config_.rms_norm_eps, config_.norm, sink);
+  return rms_norm(rows, *final_norm_, config_.rms_norm_eps, config_.norm, sink).to(rows.scalar_type());
 }
 
 at::Tensor Model::embed(const at::Tensor& ids) const {

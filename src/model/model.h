@@ -7,8 +7,9 @@
 // continues one sequence. Linear layers see all rows at once; attention and recurrences look at each run with its own
 // past only.
 //
-// Shapes: N packed rows, D hidden size, V vocabulary. Dtype: that of the weights (bf16 or fp32); statistics of norms,
-// rotations, soft-max and losses are fp32, with the rounding points of transformers.
+// Shapes: N packed rows, D hidden size, V vocabulary. Dtype: that of the matrices (bf16 or fp32); norms and biases may be
+// held in the other one. Statistics of norms, rotations, soft-max and losses are fp32, with the rounding points of
+// transformers.
 // Threads: the model itself is immutable; each thread brings its own SequenceStates. The caller holds the Gate shared,
 // or is the only writer.
 #pragma once

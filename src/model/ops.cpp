@@ -19,6 +19,11 @@ using torch::autograd::variable_list;
 using weights::GradientSink;
 using weights::Parameter;
 
+// A bias may be held in another type than the matrices (WeightStore::load); products are computed in theirs.
+std::optional<at::Tensor> bias_for(const Parameter* bias, const at::Tensor& x) {
+  return bias ? std::optional<at::Tensor>(bias->data.to(x.scalar_type())) : std::nullopt;
+}
+
 // y = x Wᵀ + b. Backward: dx = dy W is passed on; (x, dy) and Σ dy go to the sink.
 struct FactoredLinear : torch::autograd::Function<FactoredLinear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Parameter* weight,
@@ -27,7 +32,7 @@ struct FactoredLinear : torch::autograd::Function<FactoredLinear> {
     context->saved_data["weight"] = as_int(weight);
     context->saved_data["bias"] = as_int(bias);
     context->saved_data["sink"] = as_int(sink);
-    return at::linear(x, weight->data, bias ? std::optional<at::Tensor>(bias->data) : std::nullopt);
+    return at::linear(x, weight->data, bias_for(bias, x));
   }
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const auto* weight = as_pointer<const Parameter>(context, "weight");
@@ -146,8 +151,8 @@ bool can_silu_mul_fused(const at::Tensor& gate_up) {
 at::Tensor linear(const at::Tensor& x, const Parameter& weight, const Parameter* bias, GradientSink* sink) {
   if (sink && at::GradMode::is_enabled()) return FactoredLinear::apply(x, &weight, bias, sink);
   if (cpu::can_run(x) && cpu::few_rows(x) && !at::GradMode::is_enabled())
-    return cpu::linear_few_rows(x, weight.data, bias ? bias->data : at::Tensor());
-  return at::linear(x, weight.data, bias ? std::optional<at::Tensor>(bias->data) : std::nullopt);
+    return cpu::linear_few_rows(x, weight.data, bias_for(bias, x).value_or(at::Tensor()));
+  return at::linear(x, weight.data, bias_for(bias, x));
 }
 
 at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps, NormStyle style, GradientSink* sink) {

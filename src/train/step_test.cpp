@@ -102,6 +102,35 @@ StepOptions by(GradientPath path) {
   return {.learning_rate = 1e-2, .gradients = path};
 }
 
+// Norms and biases in fp32 beside bf16 matrices, as merges and converters leave them.
+TEST(Mixed, VectorsWiderThanMatricesAreTaughtAsWhatTheyAre) {
+  for (const GradientPath path : {GradientPath::kFactored, GradientPath::kStreaming, GradientPath::kDense}) {
+    Taught taught(small_config(true), at::kBFloat16, {.method = Method::kAdamW, .train_embeddings = true});
+    weights::WeightStore store;
+    for (const auto& spec : model::Model::parameter_specs(small_config(true))) {
+      const at::Tensor w = taught.store.parameter(spec.name).data;
+      store.add(spec.name, w.dim() == 1 ? w.to(at::kFloat) : w.clone(), spec.held_parts(), spec.vocabulary);
+    }
+    weights::Gate gate;
+    const model::Model model(small_config(true), store);
+    Trainer trainer(model, store, gate, {.method = Method::kAdamW, .train_embeddings = true});
+    const at::Tensor norm = store.parameter("model.layers.1.input_layernorm.weight").data;
+    const at::Tensor bias = store.parameter("model.layers.0.self_attn.qkv_proj.bias").data;
+    const at::Tensor norm_before = norm.clone(), bias_before = bias.clone();
+    const auto examples = make_examples(4);
+    std::vector<double> losses;
+    for (int64_t i = 0; i < 4; ++i) {
+      const auto report = trainer.step(micro_batches(examples, 100), by(path));
+      ASSERT_TRUE(report.ok()) << report.error().message;
+      losses.push_back(report->loss);
+    }
+    EXPECT_LT(losses.back(), 0.8 * losses.front());
+    // Rounding would leave few of them changed by so little.
+    EXPECT_EQ((norm - norm_before).count_nonzero().item<int64_t>(), norm.numel());
+    EXPECT_EQ((bias - bias_before).count_nonzero().item<int64_t>(), bias.numel());
+  }
+}
+
 constexpr Method kMethods[] = {Method::kApolloMini, Method::kApollo, Method::kAdamW, Method::kSgd};
 
 class EveryMethod : public ::testing::TestWithParam<Method> {};

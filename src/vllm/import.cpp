@@ -98,6 +98,28 @@ Result<WeightStore> import_weights(const Manifest& manifest, std::span<const Map
   return store;
 }
 
+namespace {
+
+delta::Dtype dtype_of(const weights::Part& part) {
+  return part.data.scalar_type() == at::kFloat ? delta::Dtype::kF32 : delta::Dtype::kBF16;
+}
+
+}  // namespace
+
+Status check_dtypes(const WeightStore& store, const delta::ModelDir& dir) {
+  for (const weights::Parameter& parameter : store.parameters()) {
+    for (const weights::Part& part : parameter.parts) {
+      const delta::TensorInfo* info = dir.find(part.name);
+      if (!info || info->dtype == dtype_of(part)) continue;
+      return unsupported(
+          "vLLM holds " + part.name + " as " + std::string(delta::dtype_name(dtype_of(part))) +
+          ", the model directory as " + std::string(delta::dtype_name(info->dtype)) +
+          "; start vLLM on a directory in one type: `lathe convert MODEL_DIR NEW_DIR` writes one in BF16");
+    }
+  }
+  return {};
+}
+
 Result<std::vector<std::string>> differing_parts(const WeightStore& store, const delta::ModelDir& dir) {
   constexpr uint64_t kPiece = uint64_t{8} << 20;
   const weights::LiveTensors live(store);
@@ -106,8 +128,7 @@ Result<std::vector<std::string>> differing_parts(const WeightStore& store, const
   for (const weights::Parameter& parameter : store.parameters()) {
     for (const weights::Part& part : parameter.parts) {
       const delta::TensorInfo* info = dir.find(part.name);
-      const auto dtype = part.data.scalar_type() == at::kFloat ? delta::Dtype::kF32 : delta::Dtype::kBF16;
-      bool same = info && info->dtype == dtype && info->size() == part.data.nbytes();
+      bool same = info && info->dtype == dtype_of(part) && info->size() == part.data.nbytes();
       for (uint64_t at = 0; same && at < part.data.nbytes(); at += kPiece) {
         const auto count = static_cast<size_t>(std::min(kPiece, part.data.nbytes() - at));
         LATHE_TRY(live.read(part.name, at, {ours.data(), count}));

@@ -34,6 +34,10 @@ Result<weights::WeightStore> import_weights(const Manifest& manifest, std::span<
                                             at::Device device, std::span<const weights::ParameterSpec> specs,
                                             std::string_view text_prefix);
 
+// kUnsupported, naming it, if the engine holds a weight in another type than the directory: what is learned could not
+// be written there.
+Status check_dtypes(const weights::WeightStore& store, const delta::ModelDir& dir);
+
 // Names of the store's parts whose bytes, or dtypes, are not the directory's. Reads both whole.
 Result<std::vector<std::string>> differing_parts(const weights::WeightStore& store, const delta::ModelDir& dir);
 

@@ -7,9 +7,12 @@
 
 #include "base/units.h"
 #include "delta/model_dir.h"
+#include "delta/numbers.h"
 
 namespace lathe::weights {
 namespace {
+
+constexpr const char* kConvert = "`lathe convert MODEL_DIR NEW_DIR` writes the model in BF16";
 
 Result<at::ScalarType> scalar_type(const delta::TensorInfo& info) {
   switch (info.dtype) {
@@ -19,7 +22,7 @@ Result<at::ScalarType> scalar_type(const delta::TensorInfo& info) {
       return at::kFloat;
     default:
       return unsupported("tensor " + info.name + " has dtype " + std::string(delta::dtype_name(info.dtype)) +
-                         "; weights must be BF16 or F32");
+                         "; weights must be BF16 or F32: " + kConvert);
   }
 }
 
@@ -43,50 +46,44 @@ Result<const delta::TensorInfo*> find(const delta::ModelDir& dir, const Paramete
   return info;
 }
 
-// Whether any number is NaN or infinite: of either dtype, exponent bits all ones.
-template <class Word>
-bool all_finite(const std::byte* bytes, size_t size, Word exponent_mask) {
-  bool finite = true;
-  for (size_t i = 0; i < size; i += sizeof(Word)) {
-    Word word;
-    std::memcpy(&word, bytes + i, sizeof word);
-    finite &= (word & exponent_mask) != exponent_mask;
-  }
-  return finite;
-}
-
-bool all_finite(const at::Tensor& t) {
-  const auto* bytes = static_cast<const std::byte*>(t.const_data_ptr());
-  return t.scalar_type() == at::kFloat ? all_finite<uint32_t>(bytes, t.nbytes(), 0x7F800000U)
-                                       : all_finite<uint16_t>(bytes, t.nbytes(), 0x7F80U);
-}
-
 int64_t held_rows(const ParameterSpec::PartSpec& part) {
   return part.shape.size() <= 2 ? part.shape[0] : c10::multiply_integers(part.shape);
 }
 
-// Allocates the parameter's memory and copies its parts in, one after the other.
+// Allocates the parameter's memory and copies its parts in, one after the other. The headers were checked.
 Result<at::Tensor> read_parameter(const delta::ModelDir& dir, const ParameterSpec& spec, bool shapes_only) {
-  const auto* first = LATHE_TRY(find(dir, spec.parts.front()));
-  const at::ScalarType dtype = LATHE_TRY(scalar_type(*first));
+  const at::ScalarType dtype = LATHE_TRY(scalar_type(*dir.find(spec.parts.front().name)));
   at::Tensor data =
       at::empty(spec.held_shape(), at::TensorOptions().dtype(dtype).device(shapes_only ? at::kMeta : at::kCPU));
   int64_t row = 0;
   for (const auto& part : spec.parts) {
-    const auto* info = LATHE_TRY(find(dir, part));
     const int64_t rows = held_rows(part);
-    if (info->dtype != first->dtype) {
-      return unsupported("tensors " + first->name + " and " + info->name +
-                         " have different dtypes; Lathe keeps them in one matrix");
-    }
     const at::Tensor view = data.narrow(0, row, rows);
     row += rows;
     if (shapes_only) continue;
-    LATHE_TRY(dir.read(part.name, {static_cast<std::byte*>(view.mutable_data_ptr()), view.nbytes()}));
-    if (!all_finite(view))
+    const std::span bytes(static_cast<std::byte*>(view.mutable_data_ptr()), view.nbytes());
+    LATHE_TRY(dir.read(part.name, bytes));
+    if (!delta::all_finite(dir.find(part.name)->dtype, bytes))
       return corruption("tensor " + part.name + " holds NaN or infinite values; the checkpoint is damaged");
   }
   return data;
+}
+
+// One parameter's tensors; `matrix`: the first matrix that was seen, in whose dtype all are.
+Status check_parameter(const delta::ModelDir& dir, const ParameterSpec& spec, const delta::TensorInfo*& matrix) {
+  const delta::TensorInfo* first = nullptr;
+  for (const auto& part : spec.parts) {
+    const auto* info = LATHE_TRY(find(dir, part));
+    LATHE_TRY(scalar_type(*info));
+    if (!first) first = info;
+    const delta::TensorInfo* like = first;
+    if (info->shape.size() == 2) like = matrix = matrix ? matrix : info;
+    if (info->dtype == like->dtype) continue;
+    return unsupported("tensor " + info->name + " has dtype " + std::string(delta::dtype_name(info->dtype)) +
+                       ", tensor " + like->name + " " + std::string(delta::dtype_name(like->dtype)) +
+                       "; all matrices must have one: " + kConvert);
+  }
+  return {};
 }
 
 }  // namespace
@@ -125,8 +122,21 @@ void WeightStore::add(const std::string& name, at::Tensor data,
   parameters_.push_back(std::move(parameter));
 }
 
+void WeightStore::alias(const std::string& name, std::string_view part) {
+  const auto found = part_by_name_.find(std::string(part));
+  LATHE_CHECK(found != part_by_name_.end() && !part_by_name_.contains(name));
+  part_by_name_[name] = found->second;
+}
+
+Status WeightStore::check(const delta::ModelDir& dir, std::span<const ParameterSpec> specs) {
+  const delta::TensorInfo* matrix = nullptr;
+  for (const ParameterSpec& spec : specs) LATHE_TRY(check_parameter(dir, spec, matrix));
+  return {};
+}
+
 Result<WeightStore> WeightStore::load(const delta::ModelDir& dir, std::span<const ParameterSpec> specs,
                                       const Placement& placement) {
+  LATHE_TRY(check(dir, specs));
   WeightStore store;
   for (const ParameterSpec& spec : specs) {
     at::Tensor data = LATHE_TRY(read_parameter(dir, spec, placement.device.is_meta()));

@@ -68,14 +68,22 @@ struct Placement {
 
 class WeightStore {
  public:
-  // Reads every spec'd tensor into owned memory. Refuses by name: a missing tensor, another shape than expected, a
-  // dtype other than BF16 or F32, parts of one parameter that differ in dtype, NaN or infinite weights.
+  // What load() would refuse of the files' headers, by name: a missing tensor, another shape than expected, a dtype
+  // other than BF16 or F32, parts of one parameter that differ in dtype, matrices that do. Norms and biases may differ
+  // from them.
+  static Status check(const delta::ModelDir& dir, std::span<const ParameterSpec> specs);
+
+  // Reads every spec'd tensor into owned memory. Refuses what check() does, and NaN or infinite weights.
   static Result<WeightStore> load(const delta::ModelDir& dir, std::span<const ParameterSpec> specs,
                                   const Placement& placement = {});
 
   // Adds a parameter made of named parts of `rows` rows each, over memory that `data` owns. For tests and importers.
   void add(const std::string& name, at::Tensor data, const std::vector<std::pair<std::string, int64_t>>& parts,
            bool vocabulary);
+
+  // The checkpoint stores the numbers of `part` under `name` too, as a head beside the embedding that it is tied to:
+  // find_part(name) is that part, so that whoever writes the checkpoint keeps both in step.
+  void alias(const std::string& name, std::string_view part);
 
   // Whether reload() will find every tensor and can read it: reads all of them, a piece at a time, and changes nothing.
   // Needs no Gate. What was read waits in the system's cache, if it has room, so that reload() holds the Gate shortly.
@@ -87,7 +95,7 @@ class WeightStore {
 
   std::span<const Parameter> parameters() const { return parameters_; }
   const Parameter& parameter(std::string_view name) const;        // must exist
-  const Part* find_part(std::string_view checkpoint_name) const;  // null if not in the store
+  const Part* find_part(std::string_view checkpoint_name) const;  // an alias counts; null if not in the store
 
   int64_t part_count() const { return part_count_; }
   int64_t element_count() const { return element_count_; }

@@ -10,8 +10,9 @@ namespace lathe::model {
 
 // What stands in for a field that is absent, where families differ.
 struct DecoderDefaults {
-  int64_t head_dim = 0;      // 0: hidden_size / num_attention_heads
-  double rotary_factor = 1;  // the part of a head that rotates; 1: no other value is accepted
+  int64_t head_dim = 0;       // 0: hidden_size / num_attention_heads
+  double rotary_factor = 1;   // the part of a head that rotates; 1: no other value is accepted
+  bool mixed_layers = false;  // the family reads layer_types itself; else all must be full_attention
 };
 
 // Refuses by name: quantised weights, sliding windows, activations other than SiLU, rope types other than default and

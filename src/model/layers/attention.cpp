@@ -49,8 +49,9 @@ at::Tensor attention_mixer(const Pass& pass, const AttentionParameters& p, const
     q = pairs[0];
     gate = pairs[1];
   }
-  if (p.q_norm) q = rms_norm(q, *p.q_norm, c.rms_norm_eps, c.norm, pass.sink);
-  if (p.k_norm) k = rms_norm(k, *p.k_norm, c.rms_norm_eps, c.norm, pass.sink);
+  // Weights of norms may be wider than the stream; what they give is as wide as the stream again.
+  if (p.q_norm) q = rms_norm(q, *p.q_norm, c.rms_norm_eps, c.norm, pass.sink).to(h.scalar_type());
+  if (p.k_norm) k = rms_norm(k, *p.k_norm, c.rms_norm_eps, c.norm, pass.sink).to(h.scalar_type());
   q = rotate(q, pass.rotary.cos, pass.rotary.sin);
   k = rotate(k, pass.rotary.cos, pass.rotary.sin);
 

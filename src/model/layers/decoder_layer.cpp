@@ -14,6 +14,11 @@ std::string layer_path(const ModelConfig& c, int64_t layer) {
   return c.prefix + "layers." + std::to_string(layer) + ".";
 }
 
+// As wide as the stream, whatever type the norm's weight is held in.
+at::Tensor normed(const Pass& pass, const weights::Parameter& weight, const at::Tensor& x) {
+  return rms_norm(x, weight, pass.config.rms_norm_eps, pass.config.norm, pass.sink).to(x.scalar_type());
+}
+
 // The stream and what a mixer or an MLP adds to it.
 at::Tensor residual(const at::Tensor& x, const at::Tensor& added, double multiplier) {
   return multiplier == 1 ? x + added : x + added * multiplier;
@@ -48,12 +53,11 @@ LayerParameters find_layer(const ModelConfig& c, int64_t layer, const weights::W
 
 at::Tensor decoder_layer(const Pass& pass, const LayerParameters& p, const at::Tensor& x) {
   const ModelConfig& c = pass.config;
-  const at::Tensor h = rms_norm(x, *p.input_norm, c.rms_norm_eps, c.norm, pass.sink);
+  const at::Tensor h = normed(pass, *p.input_norm, x);
   const at::Tensor mixed =
       c.mixer(pass.layer) == Mixer::kAttention ? attention_mixer(pass, p.attention, h) : delta_mixer(pass, p.delta, h);
   const at::Tensor y = residual(x, mixed, c.residual_multiplier);
-  const at::Tensor normed = rms_norm(y, *p.post_norm, c.rms_norm_eps, c.norm, pass.sink);
-  return residual(y, mlp(pass, p.mlp, normed), c.residual_multiplier);
+  return residual(y, mlp(pass, p.mlp, normed(pass, *p.post_norm, y)), c.residual_multiplier);
 }
 
 }  // namespace lathe::model
