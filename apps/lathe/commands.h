@@ -26,6 +26,7 @@ Action add_log(CLI::App& app);
 Action add_inspect(CLI::App& app);  // torch
 Action add_verify(CLI::App& app);
 Action add_rollback(CLI::App& app);
+Action add_convert(CLI::App& app);
 Action add_export(CLI::App& app);
 Action add_publish(CLI::App& app);
 Action add_push(CLI::App& app);

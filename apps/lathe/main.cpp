@@ -28,6 +28,7 @@ constexpr Command kCommands[] = {
      lathe::cli::add_inspect},
     {"verify", "Check every byte of a model directory and its history", lathe::cli::add_verify},
     {"rollback", "Put back the weights of an earlier version", lathe::cli::add_rollback},
+    {"convert", "Write a copy of a model directory in a type that is served", lathe::cli::add_convert},
     {"export", "Write a version as a separate directory", lathe::cli::add_export},
     {"publish", "Give readers a complete, unchanging directory through a link", lathe::cli::add_publish},
     {"push", "Bring a copy elsewhere up to date by sending what changed", lathe::cli::add_push},

@@ -237,30 +237,4 @@ Result<SyncReport> redo(io::Env& env, const std::string& directory, std::optiona
   });
 }
 
-Result<DirectoryTensors> DirectoryTensors::open(io::Env& env, const std::string& directory, const std::string& like) {
-  DirectoryTensors out(LATHE_TRY(delta::ModelDir::open(env, directory)));
-  const delta::ModelDir model = LATHE_TRY(delta::ModelDir::open(env, like));
-  for (const delta::Shard& shard : model.shards()) {
-    for (const delta::TensorInfo& info : shard.header.tensors) {
-      const delta::TensorInfo* other = out.dir_.find(info.name);
-      if (!other) return invalid_argument(directory + " has no tensor " + info.name + ", which " + like + " has");
-      if (other->dtype != info.dtype || other->shape != info.shape) {
-        return invalid_argument("tensor " + info.name + " has a different shape or dtype in " + directory +
-                                " than in " + like);
-      }
-    }
-  }
-  return out;
-}
-
-std::optional<uint64_t> DirectoryTensors::size(std::string_view tensor) const {
-  const delta::TensorInfo* info = dir_.find(tensor);
-  if (!info) return std::nullopt;
-  return info->size();
-}
-
-Status DirectoryTensors::read(std::string_view tensor, uint64_t offset, std::span<std::byte> out) const {
-  return dir_.read(tensor, offset, out);
-}
-
 }  // namespace lathe::history

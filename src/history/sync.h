@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "base/result.h"
-#include "delta/model_dir.h"
+#include "delta/source.h"
 #include "history/history.h"
 
 namespace lathe::history {
@@ -64,19 +64,5 @@ Result<SyncReport> rollback(io::Env& env, const std::string& directory, std::opt
 // Takes the latest rollback back; kNotFound if nothing was rolled back since something was last learned.
 Result<SyncReport> redo(io::Env& env, const std::string& directory, std::optional<int64_t> version = {},
                         const SyncOptions& options = {});
-
-// The tensors of another model directory, by name.
-class DirectoryTensors final : public delta::TensorReader {
- public:
-  // kInvalidArgument, naming it, if a tensor of `like` is missing or has another shape or dtype.
-  static Result<DirectoryTensors> open(io::Env& env, const std::string& directory, const std::string& like);
-
-  std::optional<uint64_t> size(std::string_view tensor) const override;
-  Status read(std::string_view tensor, uint64_t offset, std::span<std::byte> out) const override;
-
- private:
-  explicit DirectoryTensors(delta::ModelDir dir) : dir_(std::move(dir)) {}
-  delta::ModelDir dir_;
-};
 
 }  // namespace lathe::history

@@ -2,6 +2,7 @@
 
 #include "delta/test_dir.h"
 #include "delta/test_files.h"
+#include "history/import.h"
 #include "history/journal.h"
 #include "history/lineage.h"
 #include "history/test_model.h"

@@ -18,10 +18,10 @@ import time
 import pytest
 from conftest import LATHE, closing_all, make_tiny
 
-COMMANDS = ["serve", "attach", "chat", "learn", "train", "sync", "log", "inspect", "verify", "rollback", "export", "publish", "push", "receive", "prune",
+COMMANDS = ["serve", "attach", "chat", "learn", "train", "sync", "log", "inspect", "verify", "rollback", "convert", "export", "publish", "push", "receive", "prune",
             "doctor", "bench", "config"]
 ON_A_MODEL = {  # commands that take a model directory: what else they want
-    "serve": ["--port", "0"], "train": ["DATA"], "log": [], "verify": [], "rollback": [], "export": ["1", "OUT/export"], "publish": ["OUT/link"],
+    "serve": ["--port", "0"], "train": ["DATA"], "log": [], "verify": [], "rollback": [], "export": ["1", "OUT/export"], "publish": ["OUT/link"], "convert": ["OUT/converted"],
     "push": ["OUT/copy"], "prune": [], "bench": [], "doctor": [],
 }
 NO_SERVER = "http://127.0.0.1:9"  # the port of discard, where nothing listens
