@@ -1,6 +1,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <exception>
 #include <map>
 #include <string>
 #include <vector>
@@ -107,10 +108,8 @@ bool is_command(const std::string& word) {
   return std::any_of(std::begin(kCommands), std::end(kCommands), [&](const Command& c) { return word == c.name; });
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  lathe::set_up_heap();
+// The exit code.
+int run(std::vector<std::string> words) {
   CLI::App app{"lathe: a language model server that learns while it serves", "lathe"};
   app.set_version_flag("--version", LATHE_VERSION);
   app.require_subcommand(1);
@@ -120,7 +119,6 @@ int main(int argc, char** argv) {
     CLI::App* sub = app.add_subcommand(command.name, command.help);
     actions[sub] = command.add(*sub);
   }
-  std::vector<std::string> words = words_of(argc, argv);
   if (words.empty()) {
     std::fprintf(stderr, "%s\nlathe: name a command\n", app.help().c_str());
     return 2;
@@ -138,4 +136,16 @@ int main(int argc, char** argv) {
     return 2;
   }
   return actions.at(command)();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    lathe::set_up_heap();
+    return run(words_of(argc, argv));
+  } catch (const std::exception& error) {  // of a library, where no command expects one
+    std::fprintf(stderr, "lathe: %s\n", error.what());
+    return 1;
+  }
 }
