@@ -92,7 +92,7 @@ class TestModelDirectories:
             taken.listen()
             port = str(taken.getsockname()[1])
             run = subprocess.run([LATHE, "serve", tiny, "--port", port], capture_output=True, text=True, timeout=60)
-        assert run.returncode == 1 and "port in use" in run.stderr and port in run.stderr
+        assert run.returncode == 1 and "is the port free?" in run.stderr and port in run.stderr
 
     def test_other_addresses_need_a_key(self, tiny):
         assert "API key" in refused_start(tiny, "--host", "0.0.0.0")

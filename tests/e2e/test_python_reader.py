@@ -154,7 +154,7 @@ def test_a_directory_of_another_state_is_left_alone(tmp_path):
     contents = files(folder)
     run = subprocess.run([sys.executable, "-m", "lathe_delta", "apply", NEWEST, folder], capture_output=True, text=True,
                          env={"PYTHONPATH": str(REPOSITORY / "python")})
-    assert run.returncode == 1 and "model-00002-of-00003.safetensors tile 1 has other bytes" in run.stderr
+    assert run.returncode == 1 and "model-00002-of-00003.safetensors tile 1 has different bytes" in run.stderr
     assert files(folder) == contents
     # A tile that the delta does not touch.
     shard.write_bytes((GOLDEN / "before" / shard.name).read_bytes())
