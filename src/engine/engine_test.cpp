@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "delta/safetensors.h"
@@ -202,14 +203,27 @@ TEST(Engine, RefusesByName) {
   EXPECT_NE(message({.prompt = {1}, .sampling = {.top_p = 0}}).find("top_p"), std::string::npos);
 }
 
+// Commits are counted while one answer is in the making: an engine that kept the gate until an answer's end would let
+// in one at most.
 TEST(Engine, ACommitGetsInBetweenSteps) {
+  constexpr int64_t kTokens = 400, kCommits = 10;
   const Golden golden("llama");
   Running running(*golden.loaded.model, {});
-  const auto endless = running.engine.submit({.prompt = {1}, .max_tokens = 400}).value();
-  for (int i = 0; i < 20; ++i) {
-    const weights::Gate::Exclusive alone(running.gate);  // returns only if the engine lets go between steps
+  int64_t most = 0;
+  // A busy machine may let an answer through before this thread has its turns.
+  for (int answer = 0; answer < 20 && most < kCommits; ++answer) {
+    const auto generation = running.engine.submit({.prompt = {1}, .max_tokens = kTokens}).value();
+    ASSERT_TRUE(generation->next().has_value());
+    int64_t commits = 0;
+    while (true) {
+      const weights::Gate::Exclusive alone(running.gate);
+      if (running.engine.stats().running == 0) break;
+      ++commits;
+    }
+    EXPECT_EQ(generation->rest().size(), static_cast<size_t>(kTokens - 1));
+    most = std::max(most, commits);
   }
-  EXPECT_EQ(endless->rest().size(), 400U);
+  EXPECT_GE(most, kCommits);
 }
 
 }  // namespace

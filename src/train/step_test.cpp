@@ -4,7 +4,10 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <functional>
+#include <mutex>
 #include <set>
 #include <thread>
 
@@ -261,30 +264,58 @@ TEST(Step, AGradientThatIsNotFiniteStopsAStreamedStepHalfWay) {
   EXPECT_EQ(taught.trainer->optimizer().updates(), 1) << "its random bits are used up";
 }
 
-// Readers see all of a streamed update or nothing, unless it is live.
-TEST(Step, AStreamedUpdateIsOnePause) {
+struct Looks {
+  int64_t count = 0;
+  int64_t torn = 0;  // different sights of both ends of the model that no step left behind
+};
+
+// A reader looks at both ends of the model while streamed steps are taken, at least 30 and until `enough`.
+Looks look_during_streamed_steps(bool live, const std::function<bool(const Looks&)>& enough) {
+  constexpr int kMostSteps = 1000;
   Taught taught(small_config(true), at::kFloat, {.method = Method::kSgd});
   const auto first = taught.store.find_part("model.layers.0.mlp.up_proj.weight")->data,
              last = taught.store.find_part("model.layers.2.mlp.up_proj.weight")->data;
+  using Sight = std::pair<float, float>;
+  const auto sight = [&] { return Sight(*first.const_data_ptr<float>(), *last.const_data_ptr<float>()); };
+  std::mutex mutex;  // guards seen, count
+  std::set<Sight> seen, whole{sight()};
+  int64_t count = 0;
   std::atomic<bool> done = false;
-  std::atomic<int64_t> looks = 0, torn = 0;
   std::thread reader([&] {
-    std::optional<std::pair<float, float>> seen;
     while (!done) {
       const weights::Gate::Shared reading(taught.gate);
-      const std::pair now(*first.const_data_ptr<float>(), *last.const_data_ptr<float>());
-      if (seen) torn += (now.first != seen->first) != (now.second != seen->second) ? 1 : 0;
-      seen = now;
-      ++looks;
+      const Sight now = sight();
+      const std::lock_guard hold(mutex);
+      seen.insert(now);
+      ++count;
     }
   });
+  const auto looks = [&]() -> Looks {
+    const std::lock_guard hold(mutex);
+    return {count, std::count_if(seen.begin(), seen.end(), [&](const Sight& s) { return !whole.contains(s); })};
+  };
   const auto examples = make_examples(3);
-  for (int i = 0; i < 30; ++i)
-    EXPECT_GT(taught.trainer->step(examples, by(GradientPath::kStreaming))->pause_seconds, 0);
+  StepOptions options = by(GradientPath::kStreaming);
+  options.live = live;
+  for (int i = 0; i < kMostSteps && (i < 30 || !enough(looks())); ++i) {
+    EXPECT_GT(taught.trainer->step(examples, options)->pause_seconds, 0);
+    whole.insert(sight());
+  }
   done = true;
   reader.join();
-  EXPECT_GT(looks, 30);
-  EXPECT_EQ(torn, 0);
+  return looks();
+}
+
+TEST(Step, AStreamedUpdateIsOnePause) {
+  const Looks looks = look_during_streamed_steps(/*live=*/false, [](const Looks& so_far) { return so_far.count > 30; });
+  EXPECT_GT(looks.count, 30);
+  EXPECT_EQ(looks.torn, 0);
+}
+
+// The control of the test above: the same reader catches an update in pieces.
+TEST(Step, ALiveStreamedUpdateIsSeenInPieces) {
+  const Looks looks = look_during_streamed_steps(/*live=*/true, [](const Looks& so_far) { return so_far.torn > 0; });
+  EXPECT_GT(looks.torn, 0);
 }
 
 model::ModelConfig wide_config() {
