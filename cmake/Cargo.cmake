@@ -1,7 +1,7 @@
 # lathe_cargo(CRATE LIBRARY)   builds the static library of rust/CRATE as target lathe::LIBRARY, and adds the crate's tests
 #
 # The archive goes to the build folder. What cargo makes on the way (two minutes' worth of other people's crates) goes to the
-# cache, where every clone and build folder finds it again; cargo keeps versions and sources apart. Cargo before 1.91 knows one
+# cache, where every clone and build folder finds it again; cargo keeps versions apart. Cargo before 1.91 knows one
 # folder only and builds everything in the build folder.
 find_program(LATHE_CARGO cargo)
 
@@ -17,10 +17,14 @@ function(lathe_cargo crate library)
   set(target ${PROJECT_BINARY_DIR}/cargo)
   set(archive ${target}/release/lib${library}.a)
   set(cargo ${CMAKE_COMMAND} -E env CARGO_TARGET_DIR=${target} CARGO_BUILD_BUILD_DIR=${cache}/cargo ${LATHE_CARGO})
+  # Cargo names what it builds by the crate's path within its workspace, which is the same in every clone, and asks only
+  # whether the sources are older: without a name of its own a clone gets the library of whichever built last.
+  string(SHA1 clone ${directory})
+  string(SUBSTRING ${clone} 0 16 clone)
   file(GLOB sources CONFIGURE_DEPENDS ${directory}/src/*.rs)
   add_custom_command(
     OUTPUT ${archive}
-    COMMAND ${cargo} build --release --locked --quiet
+    COMMAND ${cargo} rustc --release --locked --quiet --lib -- -C metadata=${clone}
     COMMAND ${CMAKE_COMMAND} -E touch ${archive}  # it may come from the cache, older than the sources
     WORKING_DIRECTORY ${directory}
     DEPENDS ${sources} ${directory}/Cargo.toml ${directory}/Cargo.lock
