@@ -24,7 +24,7 @@ clean "$bin/lathe" inspect tests/golden/llama | grep -q llama || fail "inspect d
 clean "$bin/lathe-torch" doctor tests/golden/llama >"$scratch/doctor" || true # that model has no tokenizer: what counts is that it looked
 grep -q . "$scratch/doctor" || fail "doctor says nothing"
 if grep -q 'LATHE_INSTALL_TORCH:BOOL=ON' "$build/CMakeCache.txt"; then
-  strange=$(clean ldd "$bin/lathe-torch" | awk '/torch|c10|cuda|gomp|cupti/ { print $3 }' | grep -v "^$scratch/moved/" || true)
+  strange=$(clean ldd "$bin/lathe-torch" | awk '$1 ~ /torch|c10|cuda|gomp|cupti/ { print $3 }' | grep -v "^$scratch/moved/" || true)
   [ -z "$strange" ] || fail "these libraries come from elsewhere: $strange"
   paths=$(readelf -d "$bin/lathe-torch" | sed -n 's/.*R[UN]*PATH.*\[\(.*\)\]/\1/p' | tr : '\n')
   [ -n "$paths" ] && ! grep -qv '^\$ORIGIN/' <<<"$paths" || fail "paths to libraries are not relative: $paths"
